@@ -1,0 +1,102 @@
+# Research use only, not a medical device. `make help` lists the targets.
+PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c '$(IS_311)' 2>/dev/null && { command -v $$p; break; }; done)
+PORT = 8000
+HOST = 127.0.0.1
+DEVICE = auto
+STUDIES =
+MODEL =
+ONCE =
+DATA = ../shared/data
+SCORER = ../shared/tools/score_rest.py
+
+IS_311 = import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))
+VENV := $(CURDIR)/.venv
+RUN := PATH="$(VENV)/bin:$$PATH" "$(VENV)/bin/python"
+PIP := "$(VENV)/bin/python" -m pip install -qq --disable-pip-version-check --no-input
+# One stamp a set of requirements: another set is installed, the same one is not looked at again.
+HASH := $(shell cat requirements.txt requirements-nodeps.txt | cksum | tr -d ' ')
+DEV_HASH := $(shell cat requirements.txt requirements-nodeps.txt requirements-dev.txt | cksum | tr -d ' ')
+STAMP := .venv/.setup-$(HASH)
+DEV_STAMP := .venv/.setup-dev-$(DEV_HASH)
+quote = '$(subst ','\'',$(1))'
+
+.PHONY: help setup setup-dev demo serve train benchmark test check format clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make setup                     pinned virtual environment in .venv (needs Python 3.11)'
+	@echo 'make demo [ONCE=1] [PORT=8000] server on a synthetic study, masks checked, figure in demo/; ONCE=1 stops after it'
+	@echo 'make serve STUDIES=<folder or DICOMweb URL> [PORT=8000] [HOST=127.0.0.1] [MODEL=<name>] [DEVICE=auto|cpu|cuda]'
+	@echo 'make test                      all tests'
+	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
+	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
+	@echo 'make check                     format, lint, types, import directions'
+	@echo 'make format                    applies the format'
+	@echo 'make clean                     removes caches and what the demo wrote; .venv stays'
+
+setup: $(STAMP)
+
+$(STAMP):
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(IS_311)' 2>/dev/null || { \
+	  echo 'Python 3.11 with venv is needed and was not found: install it (Debian: python3.11 python3.11-venv),' >&2; \
+	  echo 'or say where it is: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@if test -x .venv/bin/python && ! .venv/bin/python -c '$(IS_311)' 2>/dev/null; then \
+	  echo '.venv holds another Python than 3.11: remove it (rm -r .venv) and run make again.' >&2; exit 1; fi
+	@test -x .venv/bin/python || { echo 'Making .venv ...'; "$(PYTHON)" -m venv .venv; }
+	@echo 'Installing the pinned packages (about 2.5 GB, some minutes the first time) ...'
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -r requirements-nodeps.txt
+	@rm -f .venv/.setup-* && touch $@
+	@echo 'Ready: .venv'
+
+setup-dev: $(DEV_STAMP)
+
+$(DEV_STAMP): $(STAMP)
+	@echo 'Installing the tools for tests and checks ...'
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+demo: setup
+	@$(RUN) -m demo --device $(call quote,$(DEVICE)) $(if $(filter-out 0,$(ONCE)),--once) $(if $(filter command line,$(origin PORT)),--port $(call quote,$(PORT)))
+
+serve: setup
+	@test -n $(call quote,$(STUDIES)) || { echo 'Say what to serve: make serve STUDIES=<folder or DICOMweb URL>' >&2; exit 2; }
+	@$(RUN) -m lib.serve --studies $(call quote,$(STUDIES)) --host $(call quote,$(HOST)) --port $(call quote,$(PORT)) \
+	  --device $(call quote,$(DEVICE)) $(if $(MODEL),--model $(call quote,$(MODEL)))
+
+LGG = --images "$(DATA)/lgg/images" --tags "$(DATA)/lgg/slices.csv" --pattern '{image}_flair.nii.gz' --classes tumor=has_lesion
+
+SYNTHETIC = --images runs/synthetic/images --tags runs/synthetic/slices.csv --pattern '{image}_flair.nii.gz'
+
+# From random weights on lgg, a short second run with synthetic studies added, then decoder and student; see model/cdm_lgg_flair.md.
+train: setup
+	@test -f runs/synthetic/slices.csv || $(RUN) -m demo.study --out runs/synthetic --cases 20 --seed 1000
+	@$(RUN) -m app_cdm train $(LGG) --split train --preset tiny --seed 0 --diffusion-steps 4591 --output runs/lgg_flair
+	@$(RUN) -m app_cdm train $(LGG) $(SYNTHETIC) --split train --preset tiny --seed 0 --initial-model runs/lgg_flair/model \
+	  --classifier-steps 1000 --diffusion-steps 600 --output runs/lgg_flair_synthetic
+	@$(RUN) -m app_cdm calibrate --model runs/lgg_flair_synthetic/model $(LGG) --split val --output runs/lgg_flair_calibrated
+	@$(RUN) -m app_cdm train $(LGG) $(SYNTHETIC) --split train --preset tiny --seed 0 --initial-model runs/lgg_flair_calibrated \
+	  --stages cldf student --output runs/lgg_flair_student --publish model/cdm_lgg_flair
+
+benchmark: setup
+	@$(RUN) -m benchmarks.cldf_ablations --data "$(DATA)"
+	@$(RUN) -m benchmarks.qualitative --data "$(DATA)"
+	@$(RUN) -m benchmarks.methods --data "$(DATA)" --scorer "$(SCORER)"
+
+test: setup-dev
+	@$(RUN) -m pytest -q tests
+
+check: setup-dev
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+	@$(RUN) -m pytest -q tests/test_imports.py
+
+format: setup-dev
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix-only .
+
+clean:
+	@rm -rf demo/workspace demo/figure.png build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

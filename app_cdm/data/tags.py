@@ -1,0 +1,216 @@
+"""Image-level tags: per image and class absent, present on slice ranges, present somewhere, or unknown."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+TagValue = bool | None | tuple[tuple[int, int], ...]
+TRUTHS = {"1": PRESENT, "0": ABSENT, "": UNKNOWN, "true": PRESENT, "false": ABSENT}
+
+
+class TagError(ValueError):
+    """A tag or tag table is malformed; the message names image, class and value."""
+
+
+def parse_tag(value: object) -> TagValue:
+    """Checks one tag.
+
+    Args:
+        value: `False` (absent), `True` (present somewhere), `None` (unknown) or a list of inclusive, 0-based slice
+            ranges `[[first, last], ...]` in the file's own voxel order (present exactly there). In CSV files the words
+            `absent`, `present`, `unknown` and ranges such as `8-15;20-20` say the same.
+
+    Raises:
+        TagError: anything else, a reversed or negative range, or ranges that overlap.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _parse_text(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise TagError(f"tag {value!r}: must be false, true, null or a list of slice ranges such as [[8, 15]]")
+    ranges = []
+    for item in value:
+        whole = isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
+        if not whole or not 0 <= item[0] <= item[1]:
+            raise TagError(f"slice range {item!r}: must be [first, last] with 0 <= first <= last")
+        ranges.append((item[0], item[1]))
+    ranges.sort()
+    for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
+        if start <= stop:
+            raise TagError(f"slice ranges {ranges}: must not overlap")
+    return tuple(ranges)
+
+
+def _parse_text(text: str) -> TagValue:
+    words: dict[str, bool | None] = {"absent": False, "present": True, "unknown": None, "": None}
+    if text.strip().lower() in words:
+        return words[text.strip().lower()]
+    try:
+        return parse_tag([[int(n) for n in part.split("-")] for part in text.split(";")])
+    except ValueError as error:
+        raise TagError(f"tag {text!r}: must be absent, present, unknown or ranges such as 8-15;20-20") from error
+
+
+def slice_states(tag: TagValue, num_slices: int) -> np.ndarray:
+    """`(num_slices,)` int8 of PRESENT, ABSENT or UNKNOWN, in the file's own slice order.
+
+    Present somewhere says nothing of a single slice, unless it is the only one.
+
+    Raises:
+        TagError: a range ends beyond the last slice.
+    """
+    if tag is True and num_slices == 1:
+        return np.array([PRESENT], dtype=np.int8)
+    if tag is None or tag is True:
+        return np.full(num_slices, UNKNOWN, dtype=np.int8)
+    states = np.full(num_slices, ABSENT, dtype=np.int8)
+    for first, last in tag or ():
+        if last >= num_slices:
+            raise TagError(f"slice range [{first}, {last}]: the image has {num_slices} slices (0 to {num_slices - 1})")
+        states[first : last + 1] = PRESENT
+    return states
+
+
+@dataclass(frozen=True)
+class TagTable:
+    """Tags of many images.
+
+    Attributes:
+        class_names: the classes, alphabetically.
+        tags: image id -> class -> tag, as given.
+        patients: image id -> patient id; splits are made by patient.
+    """
+
+    class_names: tuple[str, ...]
+    tags: Mapping[str, Mapping[str, TagValue]]
+    patients: Mapping[str, str]
+
+    def states(self, image_id: str, num_slices: int) -> np.ndarray:
+        """`(num_slices, num_classes)` int8 in the file's own slice order; a class without a tag is unknown."""
+        tags = self.tags[image_id]
+        try:
+            return np.stack([slice_states(tags.get(name), num_slices) for name in self.class_names], axis=1)
+        except TagError as error:
+            raise TagError(f"image {image_id!r}: {error}") from error
+
+    def digest(self) -> str:
+        """SHA-256 of the tag set, independent of the order of images; stored beside the weights trained on it."""
+        rows = [[image, dict(sorted(tags.items()))] for image, tags in sorted(self.tags.items())]
+        return hashlib.sha256(json.dumps([list(self.class_names), rows]).encode()).hexdigest()
+
+    def subset(self, image_ids: Iterable[str]) -> TagTable:
+        """The table of some images only."""
+        keep = list(image_ids)
+        return TagTable(self.class_names, {i: self.tags[i] for i in keep}, {i: self.patients[i] for i in keep})
+
+
+def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str | None = None) -> TagTable:
+    """Reads a tag table: JSON, a CSV of tags, or a CSV with one row a slice or an image.
+
+    - JSON: `{"image": {"class": tag}}`.
+    - CSV of tags: columns `image`, `class`, `tag`, and optionally `patient` and `split`.
+    - CSV with one row a slice: `volume` (or `patient_id`), `slice_index` and a 0/1 column a class.
+    - CSV with one row an image: `image_id` and a 0/1 column a class.
+
+    Args:
+        path: the table.
+        columns: class name -> 0/1 column, for tables by slice or image; by default every `has_<class>` column.
+        split: keep rows with this value in the column `split`.
+
+    Raises:
+        TagError: the file is no such table, or a value in it is malformed.
+    """
+    if path.suffix == ".json":
+        return _from_json(path)
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        fields = list(reader.fieldnames or [])
+        rows = [row for row in reader if split is None or row.get("split") == split]
+    if not rows:
+        raise TagError(f"{path.name}: no row{f' of split {split!r}' if split else ''}")
+    if {"image", "class", "tag"} <= set(fields):
+        return _from_tag_rows(rows)
+    columns = columns or {field.removeprefix("has_"): field for field in fields if field.startswith("has_")}
+    missing = sorted(set(columns.values()) - set(fields))
+    if not columns or missing:
+        raise TagError(f"{path.name}: no tag column {missing or 'has_<class>'}; the columns are {fields}")
+    return _from_state_rows(rows, columns)
+
+
+def _table(tags: dict[str, dict[str, TagValue]], patients: dict[str, str]) -> TagTable:
+    names = sorted({name for by_class in tags.values() for name in by_class})
+    return TagTable(tuple(names), tags, {image: patients.get(image, image) for image in tags})
+
+
+def _from_json(path: Path) -> TagTable:
+    try:
+        given = json.loads(path.read_text())
+    except ValueError as error:
+        raise TagError(f"{path.name}: is not JSON ({error})") from error
+    if not isinstance(given, dict) or not given or not all(isinstance(tags, dict) for tags in given.values()):
+        raise TagError(f"{path.name}: must be an object of image -> class -> tag")
+    return _table({image: {name: _named_tag(image, name, tag) for name, tag in tags.items()} for image, tags in given.items()}, {})
+
+
+def _named_tag(image: str, name: str, tag: object) -> TagValue:
+    try:
+        return parse_tag(tag)
+    except TagError as error:
+        raise TagError(f"image {image!r}, class {name!r}: {error}") from error
+
+
+def _from_tag_rows(rows: list[dict[str, str]]) -> TagTable:
+    tags: dict[str, dict[str, TagValue]] = {}
+    for row in rows:
+        by_class = tags.setdefault(row["image"], {})
+        if row["class"] in by_class:
+            raise TagError(f"image {row['image']!r}, class {row['class']!r}: tagged twice")
+        by_class[row["class"]] = _named_tag(row["image"], row["class"], row["tag"])
+    return _table(tags, {row["image"]: row["patient"] for row in rows if row.get("patient")})
+
+
+def _from_state_rows(rows: list[dict[str, str]], columns: Mapping[str, str]) -> TagTable:
+    """Tables with one 0/1 row a slice (runs of 1 become slice ranges) or an image (1 is present somewhere)."""
+    by_slice = "slice_index" in rows[0]
+    found: dict[str, dict[str, dict[int, int]]] = {}
+    patients: dict[str, str] = {}
+    for row in rows:
+        image = row.get("volume") or row.get("image_id") or row.get("patient_id") or ""
+        patients[image] = row.get("patient_id") or row.get("group_id") or image
+        index = row.get("slice_index") or "" if by_slice else "0"
+        if not image or not index.isdecimal():
+            raise TagError(f"image {image!r}, slice_index {index!r}: every row needs an image and a slice index of 0 or more")
+        for name, column in columns.items():
+            state = TRUTHS.get((row[column] or "").strip().lower())
+            if state is None or (state == UNKNOWN and by_slice):
+                raise TagError(f"image {image!r}, column {column!r}: {row[column]!r} is neither 0 nor 1")
+            states = found.setdefault(image, {}).setdefault(name, {})
+            if int(index) in states:
+                raise TagError(f"image {image!r}, class {name!r}: tagged twice" + (f" on slice {index}" if by_slice else ""))
+            states[int(index)] = state
+    whole: dict[int, TagValue] = {PRESENT: True, ABSENT: False, UNKNOWN: None}
+    tags: dict[str, dict[str, TagValue]] = {
+        image: {name: (_runs(states) or False) if by_slice else whole[states[0]] for name, states in by_class.items()}
+        for image, by_class in found.items()
+    }
+    return _table(tags, patients)
+
+
+def _runs(states: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
+    """Consecutive runs of present slices as inclusive ranges."""
+    runs: list[list[int]] = []
+    for index in sorted(index for index, state in states.items() if state == PRESENT):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return tuple((first, last) for first, last in runs)

@@ -1,0 +1,1 @@
+"""Accuracy: overlap and surface distance of masks, ranking of tags, intervals over patients."""

@@ -1,0 +1,1 @@
+"""One saliency method a file, and their combination with the activation map."""

@@ -1,0 +1,1 @@
+"""Slice scores and saliency to masks."""

@@ -1,0 +1,1 @@
+"""Training from image-level tags, resumable at any step."""

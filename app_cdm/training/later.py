@@ -1,0 +1,55 @@
+"""The stages after the diffusion model: the pixel decoder on its features, and the student."""
+
+from __future__ import annotations
+
+from app_cdm.cldf.train import find_votes, train_decoder
+from app_cdm.data.dataset import TaggedSlices
+from app_cdm.pipeline import CDMPipeline
+from app_cdm.saliency.base import SaliencyModel
+from app_cdm.student.train import train_student
+from app_cdm.training.loop import Watch
+from app_cdm.training.record import stage_id
+from app_cdm.training.stage import RunPlan, Stage
+
+
+def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan) -> CDMPipeline:
+    """Trains a pixel decoder, a student or both on a frozen diffusion model.
+
+    Each stage keeps its files in a folder named after all that it depends on, so other weights, tags or settings never meet them.
+
+    Args:
+        pipeline: the trained diffusion model.
+        data: the tagged slices.
+        plan: the run.
+
+    Raises:
+        ValueError: a student is asked for, and there is no pixel decoder.
+    """
+    settings = plan.settings
+    model = SaliencyModel(
+        pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
+    )
+    saliency = pipeline.settings_for("cdm_saliency").saliency
+    base = pipeline.with_networks(pixel_decoder=None, student=None)
+    tag_states = stage_id(data.image_ids, data.states.tolist())
+
+    def stage(name: str, *depends: object) -> Stage:
+        identity = stage_id(base.model_version, tag_states, *depends)
+        watch = plan.watches.get(name, Watch())
+        return Stage(plan.folder / f"{name}_{identity[:8]}", identity, settings.seed, plan.device, plan.progress, watch)
+
+    votes = find_votes(model, data, saliency, stage("votes"))
+    decoder = pipeline.pixel_decoder
+    if "cldf" in plan.stages:
+        decoder = train_decoder(
+            model, data, votes, saliency, settings.cldf, settings.network, stage("cldf", settings.cldf.to_dict(), settings.seed)
+        )
+    if decoder is None:
+        raise ValueError("the student learns from a pixel decoder, and the model has none: run the stage cldf too")
+    student = pipeline.student if "cldf" not in plan.stages else None
+    if "student" in plan.stages:
+        decoder_id = base.with_networks(pixel_decoder=decoder).model_version
+        student = train_student(
+            model, decoder, data, votes, saliency, settings.student, stage("student", decoder_id, settings.student.to_dict(), settings.seed)
+        )
+    return pipeline.with_networks(pixel_decoder=decoder, student=student)

@@ -1,0 +1,176 @@
+"""Retraining: from the tags there are to a candidate, judged on held-out patients against the model in use."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from app_cdm.calibration import calibrate
+from app_cdm.config import Settings, SettingsError, ranged
+from app_cdm.data.tags import TagError, TagTable
+from app_cdm.networks.presets import NetworkSettings
+from app_cdm.pipeline import CDMPipeline
+from app_cdm.training.held_out import gate_criterion, held_out_scores, load_held_out, split_patients
+from app_cdm.training.loop import Monitor, Watch
+from app_cdm.training.run import TaggedFolder, train
+from app_cdm.training.settings import TrainSettings
+from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES
+
+# Share of the budget that each stage's optimisation gets; maps and features are made on top of it.
+SHARES: dict[str, float] = {"classifier": 0.12, "diffusion": 0.48, "cldf": 0.1, "student": 0.3}
+UNLIMITED_STEPS = 1_000_000
+LOOK_EVERY_STEPS = 50
+
+Report = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class RetrainSettings(Settings):
+    """What a retraining is told.
+
+    Attributes:
+        stages: which stages to train, in their order.
+        start: from the `published` model (fine-tuning), or from `scratch`.
+        minutes: budget of optimisation, shared among the stages; 0 takes the number of steps of `TrainSettings` instead.
+        held_out_share: share of the patients that judge and are not trained on.
+        patience: looks at held-out tags without a better value, after which the classifier stops.
+    """
+
+    stages: tuple[str, ...] = (*FIRST_STAGES, *LATER_STAGES)
+    start: Literal["published", "scratch"] = "published"
+    minutes: float = ranged(30.0, 0.0, 100_000.0)
+    held_out_share: float = ranged(0.2, 0.0, 0.9)
+    patience: int = ranged(10, 1, 1000)
+
+    def check(self) -> None:
+        known = [*FIRST_STAGES, *LATER_STAGES]
+        if not self.stages or [stage for stage in known if stage in self.stages] != list(self.stages):
+            raise SettingsError(f"RetrainSettings.stages = {self.stages}: must be some of {known}, in this order")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A retrained model, and how it compares.
+
+    Attributes:
+        folder: where it is.
+        scores: of the candidate on held-out tags, see `held_out_scores`.
+        scores_in_use: of the model in use on the same tags; None without one, or where it knows other classes.
+    """
+
+    folder: Path
+    scores: dict[str, float]
+    scores_in_use: dict[str, float] | None
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the model in use tells held-out slices apart better."""
+        return self.scores_in_use is not None and self.scores["mean"] < self.scores_in_use["mean"]
+
+
+def retrain(
+    paths: Mapping[str, Path],
+    tags: TagTable,
+    settings: RetrainSettings,
+    train_settings: TrainSettings,
+    run_folder: Path,
+    in_use: Path | None,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> Candidate:
+    """Trains on the tags of most patients and judges on those of the others; an interrupted call of the same kind is resumed.
+
+    Args:
+        paths: image id -> file or DICOM folder, for every tagged image.
+        tags: all that is learned from.
+        settings: stages, start and budget.
+        train_settings: the rest; sizes come from the model in use where that is the start.
+        run_folder: checkpoints and the candidate.
+        in_use: folder of the model in use.
+        device: torch device.
+        report: called with stage, step, number of steps and mean loss.
+
+    Raises:
+        TooFewTagsError: there is too little to learn from; says what is missing.
+        VolumeError, TagError: an image or tag cannot be used.
+        CheckpointError: the run folder belongs to another run.
+        ValueError: the stages build on a model, and there is none.
+        FloatingPointError: training diverged.
+    """
+    learned, judged = split_patients(tags, settings.held_out_share)
+    current = CDMPipeline.from_pretrained(in_use) if in_use is not None else None
+    if settings.start == "published" and current is not None:
+        train_settings = _as_in(current, train_settings)
+    held_out = load_held_out(paths, judged, train_settings.preprocess)
+    folder = train(
+        [TaggedFolder.of_files({image: paths[image] for image in learned.tags}, learned)],
+        _unlimited(train_settings) if settings.minutes else train_settings,
+        run_folder,
+        device,
+        progress=False,
+        initial_model=in_use if settings.start == "published" else None,
+        stages=settings.stages,  # type: ignore[arg-type]  # checked by the settings
+        watches=_watches(settings, train_settings, Monitor(gate_criterion(held_out), LOOK_EVERY_STEPS, settings.patience), report),
+    )
+    pipeline = _calibrated(CDMPipeline.from_pretrained(folder), {image: paths[image] for image in judged.tags}, judged)
+    scores = held_out_scores(pipeline, held_out)
+    comparable = current is not None and current.class_names == pipeline.class_names
+    scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged)) if current is not None and comparable else None
+    judgement = {"held_out": _finite(scores), "held_out_before": _finite(scores_in_use or {}), "num_held_out_images": len(judged.tags)}
+    pipeline.with_networks(training=judgement).save_pretrained(folder, torch.float16)
+    return Candidate(folder, scores, scores_in_use)
+
+
+def _as_in(current: CDMPipeline, settings: TrainSettings) -> TrainSettings:
+    """Settings with sizes and preprocessing of a model, whatever the preset."""
+    recorded = dict(current.config.training).get("settings", {})
+    network = NetworkSettings.from_dict(recorded["network"]) if "network" in recorded else settings.network
+    return dataclasses.replace(settings, network=network, preprocess=current.description.preprocess)
+
+
+def _unlimited(settings: TrainSettings) -> TrainSettings:
+    """Settings whose loops end by their budget alone."""
+    first = {name: getattr(settings, name).replace(num_steps=UNLIMITED_STEPS) for name in FIRST_STAGES}
+    later = {}
+    for name in LATER_STAGES:
+        own = getattr(settings, name)
+        later[name] = dataclasses.replace(own, optimizer=own.optimizer.replace(num_steps=UNLIMITED_STEPS))
+    return dataclasses.replace(settings, **first, **later)
+
+
+def _watches(settings: RetrainSettings, train_settings: TrainSettings, monitor: Monitor, report: Report | None) -> dict[str, Watch]:
+    """Budget of every loop: its stage's share, in equal parts where a stage has rounds."""
+    total = sum(SHARES[stage] for stage in settings.stages)
+    rounds = {"cldf": train_settings.cldf.num_rounds, "student": train_settings.student.num_rounds}
+    watches = {}
+    for stage in settings.stages:
+        share = SHARES[stage] / total / rounds.get(stage, 1)
+        budget_s = 60 * settings.minutes * share if settings.minutes else None
+        watches[stage] = Watch(budget_s, monitor if stage == "classifier" else None, report)
+    return watches
+
+
+def _calibrated(pipeline: CDMPipeline, paths: Mapping[str, Path], judged: TagTable) -> CDMPipeline:
+    """The model with its gate chosen on held-out tags; as it is where they lack one of the two states of a class."""
+    try:
+        found = calibrate(pipeline, paths, judged, pipeline.settings_for("cdm_saliency"), modes=())
+    except TagError:
+        return pipeline
+    return pipeline.with_settings(found.settings, {"calibration": found.record})
+
+
+def _cut_for(current: CDMPipeline, held_out: Any, paths: Mapping[str, Path], judged: TagTable) -> Any:
+    """Held-out slices as a model wants them."""
+    if held_out.slices.shape[-1] == current.description.preprocess.image_size:
+        return held_out
+    return load_held_out(paths, judged, current.description.preprocess)
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in scores.items() if math.isfinite(value)}

@@ -1,0 +1,95 @@
+"""What the student learns from: the diffusion map, the pixel decoder and, from the second round on, the student before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from skimage.filters import threshold_otsu
+
+from app_cdm.cldf.decode import decoder_maps
+from app_cdm.cldf.votes import SLICES_PER_CALL, Votes, inputs_of, volume_saliency
+from app_cdm.config import SaliencySettings
+from app_cdm.data.dataset import TaggedSlices
+from app_cdm.networks.decoder import PixelDecoder
+from app_cdm.networks.student import StudentNetwork, with_neighbours
+from app_cdm.saliency.base import FOREGROUND, SaliencyModel
+from app_cdm.segmentation.refinement import random_walk
+
+Progress = Callable[[int], None]
+
+
+def saliency_probabilities(data: TaggedSlices, votes: Votes, settings: SaliencySettings, slice_smoothing: float) -> torch.Tensor:
+    """Diffusion maps of the positive slices as probabilities: one half at the volume's Otsu threshold, one from twice that on.
+
+    Args:
+        data: the tagged slices.
+        votes: of M slices.
+        settings: as the votes were made.
+        slice_smoothing: see `volume_saliency`.
+
+    Returns:
+        `(M, H, W)` float32.
+    """
+
+    def of_volume(rows: torch.Tensor, slices: torch.Tensor) -> np.ndarray:
+        maps = volume_saliency(votes.levels[rows], slices, settings, slice_smoothing)
+        inside = maps[(slices[:, 0] > FOREGROUND).numpy()]
+        has_contrast = inside.size and inside.max() > inside.min()
+        return np.clip(maps / (2 * threshold_otsu(inside)), 0.0, 1.0) if has_contrast else np.zeros_like(maps)
+
+    return _by_volume(data, votes.index, of_volume)
+
+
+def decoder_probabilities(
+    model: SaliencyModel, decoder: PixelDecoder, data: TaggedSlices, index: torch.Tensor, class_index: int
+) -> torch.Tensor:
+    """`(M, H, W)` probabilities of the pixel decoder on some slices."""
+    parts = index.split(SLICES_PER_CALL)
+    return torch.cat([decoder_maps(model, decoder, inputs_of(data, part, class_index)) for part in parts])
+
+
+def student_probabilities(student: StudentNetwork, data: TaggedSlices, index: torch.Tensor, class_index: int) -> torch.Tensor:
+    """`(M, H, W)` probabilities of a student on some slices, the mean of a slice and its mirror image."""
+    found = []
+    with torch.no_grad():
+        for part in index.split(4 * SLICES_PER_CALL):
+            samples = with_neighbours(data.slices, part, data.volume_index, student.config.num_neighbours).to(student.device)
+            both = torch.sigmoid(student(torch.cat([samples, samples.flip(-1)])))[:, class_index]
+            plain, mirrored = both.chunk(2)
+            found.append(((plain + mirrored.flip(-1)) / 2).cpu())
+    return torch.cat(found)
+
+
+def teach(data: TaggedSlices, index: torch.Tensor, opinions: list[torch.Tensor], progress: Progress | None = None) -> torch.Tensor:
+    """The mean of several opinions, with boundaries that follow the image.
+
+    Maps of different origin make different errors, so their plain mean is better than each; no weight is tuned.
+
+    Args:
+        data: the tagged slices.
+        index: `(M,)` the positive slices of one class.
+        opinions: `(M, H, W)` probabilities each.
+        progress: called with the number of slices done.
+
+    Returns:
+        `(M, H, W)` float32 probabilities.
+    """
+    mean = torch.stack(opinions).mean(dim=0)
+    return _by_volume(data, index, lambda rows, slices: random_walk(mean[rows].numpy(), slices[:, 0].numpy()), progress)
+
+
+def _by_volume(
+    data: TaggedSlices, index: torch.Tensor, work: Callable[[torch.Tensor, torch.Tensor], np.ndarray], progress: Progress | None = None
+) -> torch.Tensor:
+    """`(M, H, W)` results of `work(rows, slices)`, called once a volume with the places of its slices in `index`."""
+    result = torch.zeros(len(index), *data.slices.shape[2:])
+    volumes, done = data.volume_index[index], 0
+    for volume in volumes.unique():
+        rows = torch.nonzero(volumes == volume)[:, 0]
+        result[rows] = torch.from_numpy(np.ascontiguousarray(work(rows, data.slices[index[rows]]), dtype=np.float32))
+        done += len(rows)
+        if progress is not None:
+            progress(done)
+    return result

@@ -1,0 +1,1 @@
+"""Strategies behind the viewers' Next Sample button."""

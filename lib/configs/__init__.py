@@ -1,0 +1,1 @@
+"""What each task shows in a viewer's option table, and how its answers are read."""

@@ -1,0 +1,216 @@
+"""A local folder as a datastore: NIfTI, NRRD and pictures as MONAI Label does, and DICOM series without a PACS."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import LabelNotFoundException
+
+from app_cdm.data.volume import DicomSeries, find_dicom_series, read_dicom_series, read_volume, write_map
+from lib.server.errors import UnusableRequestError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.png", "*.jpg", "*.jpeg")
+# Marks an image whose source is a DICOM series; never the suffix of a file.
+SERIES = ".dicom-series"
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def one_at_a_time(method: Method) -> Method:
+    """Serialises methods of one datastore: the host swaps its in-memory index under a writer, which then loses its entry."""
+
+    @wraps(method)
+    def locked(self: FolderDatastore, *args: Any, **kwargs: Any) -> Any:
+        with self.index_lock:
+            return method(self, *args, **kwargs)
+
+    return locked  # type: ignore[return-value]  # wraps keeps the signature
+
+
+class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no types
+    """MONAI Label's local datastore, which also knows the DICOM series below the folder.
+
+    A series' id is its SeriesInstanceUID, as with DICOMweb. It is converted to NIfTI on first use, with the geometry
+    of the series, into the cache folder; the DICOM files themselves are only read. Labels and the index go where
+    MONAI Label puts them: `labels/` and `datastore_v2.json` in the folder.
+
+    Args:
+        folder: the studies.
+        cache_dir: where converted series are kept, by content: a changed series is converted again.
+        auto_reload: follow files that appear or vanish while the server runs.
+        read_only: leave the index as it is at start.
+    """
+
+    def __init__(self, folder: str | Path, cache_dir: Path, auto_reload: bool = True, read_only: bool = False) -> None:
+        self.index_lock = threading.RLock()
+        self._cache_dir = cache_dir / "dicom"
+        self._converting = threading.Lock()
+        self._series = series_by_id(Path(folder))
+        super().__init__(str(folder), extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
+
+    def rescan(self) -> None:
+        """Looks at the folder again, for DICOM series too; only files directly in it are followed by themselves."""
+        series = series_by_id(Path(self._datastore_path))
+        with self.index_lock:
+            self._series = series
+        self.refresh()
+
+    def find_series(self, image_id: str) -> DicomSeries | None:
+        """The DICOM series that is the source of an image, if one is."""
+        return self._series.get(image_id)
+
+    def series_file(self, image_id: str) -> Path:
+        """Where the NIfTI of a series lies once it is converted."""
+        series = self._series[image_id]
+        return self._cache_dir / content_digest(series) / f"{image_id}.nii.gz"
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Path of an image file, or an empty string; converts a DICOM series on first use.
+
+        Raises:
+            VolumeError: the series cannot be read.
+        """
+        if image_id not in self._series:
+            return str(super().get_image_uri(image_id))
+        target = self.series_file(image_id)
+        with self._converting:
+            if not target.exists():
+                convert_series(self._series[image_id], target)
+        return str(target)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of an image; of a series, its description and the name under which viewers save it."""
+        info: dict[str, Any] = super().get_image_info(image_id)
+        if image_id in self._series:
+            series = self._series[image_id]
+            info |= {"name": f"{image_id}.nii.gz", "path": str(self.series_file(image_id))}
+            info |= {"SeriesInstanceUID": series.uid, "SeriesDescription": series.description, "Modality": series.modality}
+        return info
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Image and label pairs; a DICOM series is named by its converted file."""
+        pairs: list[dict[str, Any]] = super().datalist(full_path)
+        converted = {os.path.realpath(series.files[0]): image_id for image_id, series in self._series.items()}
+        for pair in pairs:
+            if pair["image"] in converted:
+                pair["image"] = self.get_image_uri(converted[pair["image"]])
+        return pairs
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Adds an image, once it has proved to be readable."""
+        if image_id in self._series:
+            raise UnusableRequestError(f"image {image_id!r} is a DICOM series of the studies: choose another id")
+        read_volume(Path(image_filename))
+        with self.index_lock:
+            return str(super().add_image(image_id, image_filename, image_info))
+
+    @one_at_a_time
+    def remove_image(self, image_id: str) -> None:
+        """Removes an image and its labels; never a DICOM file."""
+        if image_id in self._series:
+            raise UnusableRequestError(
+                f"image {image_id!r} is a DICOM series of the studies, which the server only reads: remove its files by hand"
+            )
+        super().remove_image(image_id)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Stores a label, once it has proved to be readable."""
+        read_volume(Path(label_filename))
+        with self.index_lock:
+            return str(super().save_label(image_id, label_filename, label_tag, label_info))
+
+    def status(self) -> dict[str, Any]:
+        """Counts for `/info/`; from a copy, because `/info/` must not wait for the index."""
+        tags = [tag for image in list(self._datastore.objects.values()) for tag in list(image.labels)]
+        completed = tags.count(DefaultLabelTag.FINAL.value)
+        return {"total": len(self.list_images()), "completed": completed, "label_tags": dict(Counter(tags))}
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """A ZIP of the labelled images.
+
+        Raises:
+            LabelNotFoundException: no image has a final label.
+        """
+        if not self.get_labeled_images():
+            raise LabelNotFoundException("no image has a final label yet: submit one with PUT /datastore/label")
+        return str(super().get_dataset_archive(limit_cases))
+
+    remove_label = one_at_a_time(LocalDatastore.remove_label)
+    update_image_info = one_at_a_time(LocalDatastore.update_image_info)
+    update_label_info = one_at_a_time(LocalDatastore.update_label_info)
+    _reconcile_datastore = one_at_a_time(LocalDatastore._reconcile_datastore)
+    _init_from_datastore_file = one_at_a_time(LocalDatastore._init_from_datastore_file)
+    _update_datastore_file = one_at_a_time(LocalDatastore._update_datastore_file)
+    get_labeled_images = one_at_a_time(LocalDatastore.get_labeled_images)
+    get_unlabeled_images = one_at_a_time(LocalDatastore.get_unlabeled_images)
+    json = one_at_a_time(LocalDatastore.json)
+
+    # The three hooks through which the host maps ids to files.
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        suffixes = (SERIES, *(pattern.lstrip("*") for pattern in IMAGE_PATTERNS))
+        suffix = next((item for item in suffixes if file.lower().endswith(item)), None)
+        if suffix is None:
+            image_id, suffix = super()._to_id(file)
+            return str(image_id), str(suffix)
+        return file[: -len(suffix)], file[-len(suffix) :]
+
+    def _filename(self, id: str, ext: str) -> str:
+        # An absolute path survives os.path.join; the DICOM file stands for the series in the host's existence checks.
+        if ext == SERIES and id in self._series:
+            return str(self._series[id].files[0])
+        return id + ext
+
+    def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
+        files: dict[str, str] = super()._list_files(path, patterns)
+        if path == self._datastore.image_path():
+            files |= {f"{image_id}{SERIES}": f"{image_id}{SERIES}" for image_id in self._series}
+        return files
+
+
+def series_by_id(folder: Path) -> dict[str, DicomSeries]:
+    """The image series below a folder, by SeriesInstanceUID."""
+    if not folder.is_dir():
+        return {}
+    series = {item.uid: item for item in find_dicom_series(folder) if re.fullmatch(r"[0-9.]{1,64}", item.uid)}
+    if series:
+        logger.info("%d DICOM series in the studies; each is converted on first use", len(series))
+    return series
+
+
+def content_digest(series: DicomSeries) -> str:
+    """Changes whenever a file of the series does."""
+    digest = hashlib.sha256()
+    for file in sorted(map(Path, series.files)):
+        stat = file.stat()
+        digest.update(f"{file}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def convert_series(series: DicomSeries, target: Path) -> None:
+    """Writes a series as NIfTI, float32, with its own voxel grid and affine; complete or not at all.
+
+    Raises:
+        VolumeError: the series cannot be read as one volume.
+    """
+    logger.info("Converting DICOM series %s (%d files)", series.uid, len(series.files))
+    volume = read_dicom_series(series)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        written = Path(work) / target.name
+        write_map(volume.array, volume, written)
+        written.replace(target)

@@ -1,0 +1,53 @@
+"""One inference from a request: resolves the image, runs the task, saves the mask if asked to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+
+from lib.server.errors import LIST_IMAGES, UnknownNameError, UnusableRequestError
+
+
+def run_inference(tasks: Mapping[str, InferTask], request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    """Answers an inference request in the form that MONAI Label's routes expect.
+
+    Differs from `MONAILabelApp.infer`, which takes whatever exists on the server's disk for a path: here an absolute
+    path (made by the server for an upload or a session) is a file, and everything else is an id of the datastore.
+
+    Args:
+        tasks: tasks by name.
+        request: `model`, `image` and the task's parameters; `save_label` and `label_tag` store the mask.
+        datastore: where ids are looked up and masks are stored.
+
+    Raises:
+        UnknownNameError: there is no such model or image.
+        UnusableRequestError: a mask of an uploaded image is to be saved.
+    """
+    task = tasks.get(str(request.get("model")))
+    if task is None:
+        raise UnknownNameError("model", request.get("model"), tasks)
+    image = str(request.get("image", ""))
+    is_file = os.path.isabs(image)
+    save_label = str(request.get("save_label", False)).lower() == "true"
+    if save_label and is_file:
+        raise UnusableRequestError(
+            "save_label needs an image of the datastore: upload it with PUT /datastore/image, then name it with ?image="
+        )
+    path = image if is_file else datastore.get_image_uri(image)
+    if not path:
+        raise UnknownNameError("image", image, hint=LIST_IMAGES)
+    file, params = task({**request, "image": path, "image_id": None if is_file else image})
+    label: str = file
+    tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
+    if save_label:
+        try:
+            label = datastore.save_label(image, file, tag, {"model": request["model"], "params": params})
+        except BaseException:
+            Path(file).unlink(missing_ok=True)
+            raise
+    return {"label": label, "tag": tag, "file": file, "params": params}

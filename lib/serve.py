@@ -1,0 +1,107 @@
+"""Starts the label server: `python -m lib.serve --studies FOLDER_OR_URL`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from monailabel.config import settings
+from monailabel.main import Main
+
+from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
+
+APP_DIR = Path(__file__).resolve().parent.parent
+
+# Settings of the host that must differ from its defaults; a variable of the same name in the environment wins.
+HOST_SETTINGS: dict[str, object] = {
+    "MONAI_LABEL_AUTO_UPDATE_SCORING": False,  # else every Next Sample starts a process
+    "MONAI_LABEL_TRACKING_ENABLED": False,
+    "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": 1,  # else labelled images are offered for two hours more
+}
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lib.serve", description="Label server for 3D Slicer and OHIF; research use only.")
+    parser.add_argument("--studies", required=True, help="folder of images and DICOM series, or the URL of a DICOMweb server")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than this machine reach 0.0.0.0 (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--model", help="name of the model folder to serve (default: the first by name)")
+    parser.add_argument("--model-dir", type=Path, default=APP_DIR / "model", help="folder of published models (default: model/)")
+    parser.add_argument("--device", default="auto", help="auto, cuda or cpu (default: %(default)s)")
+    parser.add_argument(
+        "--cache-dir", type=Path, default=DEFAULT_CACHE_DIR, help="for files derived from DICOM series (default: %(default)s)"
+    )
+    parser.add_argument("--classes", default="", help="classes that can be tagged, comma separated (default: those of the model)")
+    parser.add_argument("--tags-file", type=Path, help="where tags are kept (default: with the studies, in .app_cdm/)")
+    parser.add_argument("--upload-limit-mb", type=int, default=1024, help="largest request body, in MiB (default: %(default)s)")
+    parser.add_argument("--allow-origin", action="append", default=[], help="web origin that may call the server (repeat for several)")
+    parser.add_argument("--modality", default="MR", help="modality to list from a DICOMweb server (default: %(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="log at DEBUG level")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until interrupted; returns the exit code (2 for wrong usage)."""
+    parser = argument_parser()
+    options = parser.parse_args(arguments)
+    conf = app_conf(options)
+    try:
+        AppOptions.from_conf(APP_DIR, conf)
+    except OptionError as error:
+        parser.error(str(error))
+    if not options.studies.startswith(("http://", "https://")) and not Path(options.studies).is_dir():
+        parser.error(f"--studies {options.studies!r}: no such folder")
+    prepare_host(options.modality)
+    host = Main()
+    host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
+    return 0
+
+
+def app_conf(options: argparse.Namespace) -> dict[str, str]:
+    """The app's `--conf` values, as `AppOptions.from_conf` reads them."""
+    conf = {
+        "model_dir": str(options.model_dir.resolve()),
+        "models": options.model or "",
+        "device": options.device,
+        "cache_dir": str(options.cache_dir.expanduser().resolve()),
+        "upload_limit_mb": str(options.upload_limit_mb),
+        "host": options.host,
+        "allow_origins": ",".join(options.allow_origin),
+        "classes": options.classes,
+        "tags_file": str(options.tags_file.expanduser().resolve()) if options.tags_file else "",
+    }
+    return {key: value for key, value in conf.items() if value}
+
+
+def prepare_host(modality: str) -> None:
+    """Sets what the host reads from its environment, for this process and for those it starts."""
+    wanted = {**HOST_SETTINGS, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": {"Modality": modality}}
+    for name, value in wanted.items():
+        if name not in os.environ:
+            setattr(settings, name, value)
+    os.environ.setdefault("MONAI_LABEL_RELOAD_APP_LIB", "false")  # this package is imported already
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH")]))
+    # The host looks before it makes them, and fails where two servers start at the same moment.
+    for name in ("logs", "bin", "model"):
+        (APP_DIR / name).mkdir(exist_ok=True)
+    # DICOM SEG tools live beside the interpreter, and the host looks for them on PATH.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def host_arguments(options: argparse.Namespace, conf: dict[str, str]) -> list[str]:
+    """The command line of `monailabel start_server`."""
+    arguments = ["start_server", "--app", str(APP_DIR), "--studies", options.studies, "--host", options.host, "--port", str(options.port)]
+    arguments += ["--verbose", "DEBUG" if options.verbose else "INFO"]
+    for key, value in conf.items():
+        arguments += ["--conf", key, value]
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

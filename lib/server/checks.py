@@ -1,0 +1,127 @@
+"""Checks of names and files that requests carry, before any of the host's code acts on them."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import Any
+
+from fastapi import UploadFile
+
+from lib.server.errors import UnusableRequestError
+
+UPLOAD_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".dcm", ".ima")
+STORED_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg")
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
+
+# A request's JSON must not replace what its URL says: the host would follow it to any file of the server.
+RESERVED_PARAMS = frozenset({"model", "image", "images", "image_id", "session", "label", "file", "path"})
+
+MAX_NAME_LENGTH = 200
+
+
+def check_image_id(name: str) -> None:
+    """Refuses image ids that could leave a folder or confuse a file system.
+
+    Raises:
+        UnusableRequestError: the id is not usable.
+    """
+    harmful = any(character in "/\\" or unicodedata.category(character).startswith("C") for character in name)
+    if not name or name.startswith(".") or harmful or len(name.encode()) > MAX_NAME_LENGTH:
+        raise UnusableRequestError(
+            f"image id {name!r} is not allowed: at most {MAX_NAME_LENGTH} bytes, no slash, backslash or control character, no dot in front"
+        )
+
+
+def check_tag(tag: str) -> None:
+    """Refuses label tags, which become folders, unless they are plain names.
+
+    Raises:
+        UnusableRequestError: the tag is not usable.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", tag):
+        raise UnusableRequestError(
+            f"label tag {tag!r} is not allowed: up to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
+
+
+def check_plain_name(kind: str, name: str) -> None:
+    """Refuses names of models, strategies, methods and sessions that are not plain.
+
+    Raises:
+        UnusableRequestError: the name is not usable.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,127}", name):
+        raise UnusableRequestError(f"{kind} {name!r} is not allowed: up to 128 letters, digits, spaces, '.', '_', '+' and '-'")
+
+
+def check_json_object(name: str, text: str) -> dict[str, Any]:
+    """Parses a form field that must hold a JSON object; empty counts as an empty one.
+
+    Raises:
+        UnusableRequestError: it is not JSON, not an object, or names a key twice.
+    """
+    try:
+        value = parse_json(text) if text.strip() else {}
+    except json.JSONDecodeError as error:
+        raise UnusableRequestError(f"form field {name!r} is not valid JSON ({error}): send an object such as {{}}") from error
+    if not isinstance(value, dict):
+        raise UnusableRequestError(f"form field {name!r} is a JSON {type(value).__name__}: send an object such as {{}}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON in which no object names a key twice: which of two values is meant, nobody knows.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        UnusableRequestError: a key is named twice, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_doubles)
+    except RecursionError as error:
+        raise UnusableRequestError("JSON is nested too deeply") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        doubles = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise UnusableRequestError(f"JSON names {doubles} twice in one object: send each once")
+    return values
+
+
+def check_reserved(params: dict[str, Any]) -> None:
+    """Refuses parameters that would override the URL.
+
+    Raises:
+        UnusableRequestError: there is one.
+    """
+    reserved = sorted(RESERVED_PARAMS & set(params))
+    if reserved:
+        raise UnusableRequestError(f"params must not hold {reserved}: name model and image in the URL")
+
+
+def check_upload(upload: UploadFile, suffixes: tuple[str, ...]) -> str:
+    """Reduces an uploaded file's name to its last part and checks that it is a kind of file that can be read.
+
+    Returns:
+        The name without its suffix, safe as an image id.
+
+    Raises:
+        UnusableRequestError: the name or the kind is not usable, or the file is empty.
+    """
+    name = PurePosixPath((upload.filename or "image.nii.gz").replace("\\", "/")).name
+    suffix = next((item for item in suffixes if name.lower().endswith(item)), None)
+    if suffix is None:
+        raise UnusableRequestError(f"file {name!r}: its name must end in one of {list(suffixes)}")
+    if upload.size == 0:
+        raise UnusableRequestError(f"file {name!r} is empty: send the image itself")
+    stem = name[: -len(suffix)] or "image"
+    check_image_id(stem)
+    # The host takes everything after the first dot of a file's name for its suffix; only the real one may remain.
+    upload.filename = f"{stem.replace('.', '_')}{suffix}"
+    return stem

@@ -1,0 +1,63 @@
+"""Puts our server layer over the host's web application, without changing the host's files."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.middleware import Middleware
+
+from lib.options import AppOptions
+from lib.server.errors import add_error_handlers
+from lib.server.limits import SameOrigin, UploadLimit
+from lib.server.routes import checked_routes
+from lib.server.tags import router as tag_router
+from lib.server.versions import router as version_router
+
+logger = logging.getLogger(__name__)
+
+
+HOST_MODULE = "monailabel.app"
+
+
+def has_web_application() -> bool:
+    """Whether this process serves; a training process does not."""
+    return HOST_MODULE in sys.modules
+
+
+def install_server(options: AppOptions) -> None:
+    """Mends the running web application; does nothing where there is none, as in a training process.
+
+    Called while the application starts up, so no request has been served yet. Calling it again changes nothing.
+
+    Args:
+        options: limits, origins and address.
+    """
+    host_module = sys.modules.get(HOST_MODULE)
+    if host_module is None:
+        return
+    web: FastAPI = host_module.app
+    if getattr(web.state, "is_mended", False):
+        return
+    web.state.is_mended = True
+    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *tag_router.routes, *version_router.routes]
+    web.user_middleware[:] = middleware(options)
+    add_error_handlers(web)
+    web.middleware_stack = None  # built again, with the above, for the first request
+    logger.info(
+        "Server layer in place: uploads up to %d MiB, origins besides its own: %s", options.upload_limit_mb, list(options.allow_origins)
+    )
+
+
+def middleware(options: AppOptions) -> list[Middleware]:
+    """Outermost first; replaces the host's, which lets any origin in."""
+    layers = [
+        Middleware(SameOrigin, allow_origins=options.allow_origins, is_loopback=options.is_loopback),
+        Middleware(UploadLimit, limit_bytes=options.upload_limit_bytes),
+    ]
+    if options.allow_origins:
+        cors = Middleware(CORSMiddleware, allow_origins=list(options.allow_origins), allow_methods=["*"], allow_headers=["*"])
+        layers.insert(0, cors)
+    return layers

@@ -1,0 +1,93 @@
+"""Who may talk to the server and how much they may send: pure ASGI middleware, before anything is read."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lib.options import LOOPBACK_HOSTS
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class UploadLimit:
+    """Answers 413 to a request body above a limit, by its announced length or as it streams in.
+
+    Args:
+        app: what comes next.
+        limit_bytes: largest body accepted.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self.app = app
+        self.limit_bytes = limit_bytes
+        self.detail = (
+            f"request body above {limit_bytes / 2**20:g} MiB: send a smaller image, or start the server with a larger --upload-limit-mb"
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self.limit_bytes:
+            await self._discard(receive)
+            await JSONResponse({"detail": self.detail}, status_code=413)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limit_bytes:
+                raise HTTPException(status_code=413, detail=self.detail)
+            return message
+
+        await self.app(scope, counted, send)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Reads on for a while: a client cut off while it sends never sees the answer."""
+        discarded = 0
+        while discarded <= 4 * self.limit_bytes:
+            message = await receive()
+            discarded += len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
+
+
+class SameOrigin:
+    """Answers 403 to what a foreign web page makes a browser send.
+
+    CORS headers only keep a page from reading answers; forms and simple requests are sent all the same, and a page may
+    point its own host name at this machine. So a changing request with a foreign `Origin`, and on a loopback address any
+    `Host` that is not one, is refused.
+
+    Args:
+        app: what comes next.
+        allow_origins: origins that may call besides the server's own.
+        is_loopback: whether the server listens on this machine only.
+    """
+
+    def __init__(self, app: ASGIApp, allow_origins: tuple[str, ...], is_loopback: bool) -> None:
+        self.app = app
+        self.allow_origins = allow_origins
+        self.is_loopback = is_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        detail = None
+        if self.is_loopback and urlsplit(f"//{host}").hostname not in LOOPBACK_HOSTS:
+            detail = f"host {host!r} is not this machine: use http://127.0.0.1, or start the server with --host"
+        elif origin and scope["method"] not in SAFE_METHODS and origin not in self.allow_origins and urlsplit(origin).netloc != host:
+            detail = f"origin {origin!r} may not call this server: start it with --allow-origin {origin}"
+        answer = self.app if detail is None else JSONResponse({"detail": detail}, status_code=403)
+        await answer(scope, receive, send)

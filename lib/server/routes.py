@@ -1,0 +1,112 @@
+"""The stock routes again: checked first, run in worker threads, cleaned up after."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import anyio.to_thread
+from fastapi.background import BackgroundTasks
+from fastapi.routing import APIRoute
+from monailabel.config import settings
+from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, logs, model, scoring, session, train, wsi_infer
+from monailabel.interfaces.utils.app import app_instance
+
+from lib.datastore import FolderDatastore
+from lib.plain import plain
+from lib.server.batch import start_batch, stop_batch
+from lib.server.rules import RULES
+
+logger = logging.getLogger(__name__)
+
+# Not here: `proxy`, which reads the request itself, `ohif`, which serves files, and `login`.
+STOCK_MODULES = (activelearning, batch_infer, datastore, infer, info, logs, model, scoring, session, train, wsi_infer)
+
+# These may take long; they wait for a turn of their own, so that they never use up the threads of quick routes.
+LONG_ROUTES = frozenset(
+    {"infer.api_run_inference", "batch_infer.api_run", "train.api_run", "train.api_run_model", "scoring.api_run_method"}
+)
+
+# Arguments that become paths or keys; a route that takes one must have a rule.
+TAKES_NAMES = frozenset({"image", "id", "label", "tag", "model", "strategy", "method", "session_id", "file", "files"})
+
+REPLACED: dict[str, Callable[..., Any]] = {"batch_infer.api_run": start_batch, "batch_infer.api_stop": stop_batch}
+
+
+def checked_routes(waiting_requests: int) -> list[APIRoute]:
+    """The stock routes with the same paths and arguments, to be placed before the originals.
+
+    The originals are `async def` around blocking code: during an inference the whole server would hang.
+
+    Args:
+        waiting_requests: long requests that may hold a thread at once; more wait without one.
+    """
+    turns = anyio.CapacityLimiter(waiting_requests)
+    again = APIRoute("/reload", reload, methods=["POST"], include_in_schema=False)
+    return [again, *(checked_route(module, route, turns) for module, route in stock_routes())]
+
+
+def stock_routes() -> Iterable[tuple[ModuleType, APIRoute]]:
+    """Every route of MONAI Label that acts on the app."""
+    for module in STOCK_MODULES:
+        for route in module.router.routes:
+            if isinstance(route, APIRoute):
+                yield module, route
+
+
+def checked_route(module: ModuleType, route: APIRoute, turns: anyio.CapacityLimiter) -> APIRoute:
+    """One stock route, checked and moved to a worker thread.
+
+    Raises:
+        LookupError: the route takes a name, and nobody has decided which are allowed.
+    """
+    key = f"{module.__name__.rsplit('.', 1)[-1]}.{route.endpoint.__name__}"
+    if key not in RULES and TAKES_NAMES & set(inspect.signature(route.endpoint).parameters):
+        raise LookupError(f"{key} takes a name but has no rule: this version of MONAI Label is not known to be safe")
+    limiter = turns if key in LONG_ROUTES else None
+
+    @functools.wraps(route.endpoint)
+    async def endpoint(**arguments: Any) -> Any:
+        call = functools.partial(answer, key, route.endpoint, arguments)
+        return await anyio.to_thread.run_sync(call, limiter=limiter)
+
+    # Left out of the schema because the original, behind it, describes the same route.
+    return APIRoute(
+        f"{settings.MONAI_LABEL_API_STR}{route.path}", endpoint, methods=route.methods, name=route.name, include_in_schema=False
+    )
+
+
+def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Checks the arguments and runs the stock endpoint, or our own in its place; called in a worker thread."""
+    app = app_instance()
+    try:
+        if key in RULES:
+            RULES[key](app, arguments)
+        result = REPLACED[key](app, arguments) if key in REPLACED else asyncio.run(endpoint(**arguments))
+    except BaseException:
+        # FastAPI drops background tasks when a request fails; here they remove uploaded files.
+        run_now(arguments.get("background_tasks"))
+        raise
+    if key == "info.api_app_info":
+        # Slicer takes a top-level "config" for a server too old to talk to.
+        return {name: value for name, value in plain(result).items() if name != "config"}
+    return result
+
+
+def reload() -> dict[str, Any]:
+    """Looks at the studies again; the host's own would make a second app beside the first, with a datastore each."""
+    studies = app_instance().datastore()
+    if isinstance(studies, FolderDatastore):
+        studies.rescan()
+    return {}
+
+
+def run_now(tasks: BackgroundTasks | None) -> None:
+    """Runs clean-up that would otherwise be lost."""
+    for task in tasks.tasks if tasks else []:
+        task.func(*task.args, **task.kwargs)

@@ -1,0 +1,1 @@
+"""Image-level tags: kept, checked, imported and exported, whatever datastore the images are in."""

@@ -1,0 +1,109 @@
+"""Tags on the command line: `python -m lib.tags import|export|history|backup --studies FOLDER_OR_URL ...`."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.models import known_class_names
+from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
+from lib.serve import APP_DIR
+from lib.server.checks import check_json_object
+from lib.server.errors import UnusableRequestError
+from lib.tags.book import TagBook
+from lib.tags.images import FolderImages
+from lib.tags.location import is_url, tags_file
+from lib.tags.store import TagStore
+from lib.tags.tables import ImportOptions, export_csv, export_json, import_table
+from lib.tags.validation import PROBLEMS
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--studies", required=True, help="folder or DICOMweb URL, as given to the server")
+    common.add_argument("--tags-file", default="", help="the store, if the server was started with this option")
+    common.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR, help="(default: %(default)s)")
+    common.add_argument("--classes", default="", help="classes that can be tagged, comma separated (default: those of the model)")
+    common.add_argument("--model-dir", type=Path, default=APP_DIR / "model", help="folder of published models (default: model/)")
+    common.add_argument("--model", default="", help="name of the model folder (default: the first by name)")
+    parser = argparse.ArgumentParser(prog="python -m lib.tags", description="Image-level tags; the server may run meanwhile.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    reader = commands.add_parser("import", parents=[common], help="store the tags of a CSV or JSON table: all or none")
+    reader.add_argument("table", type=Path)
+    reader.add_argument("--split", help="only rows with this value in the column split")
+    reader.add_argument("--id-suffix", default="", help="what image ids have after the names in the table, such as _flair")
+    reader.add_argument("--columns", default="", help='class to 0/1 column, as JSON: {"lesion": "has_lesion"}')
+    reader.add_argument("--user", default=getpass.getuser(), help="who imports (default: %(default)s)")
+    reader.add_argument("--dry-run", action="store_true", help="check everything, store nothing")
+    writer = commands.add_parser("export", parents=[common], help="write every tag")
+    writer.add_argument("--format", choices=("csv", "json"), default="csv")
+    writer.add_argument("--output", type=Path, help="file (default: standard output)")
+    history = commands.add_parser("history", parents=[common], help="what was done to an image's tags, one JSON object a line")
+    history.add_argument("image")
+    history.add_argument("--class", dest="class_name", help="of this class only")
+    backup = commands.add_parser("backup", parents=[common], help="copy the store with its history into a new file")
+    backup.add_argument("target", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code (1: refused or failed, 2: wrong usage)."""
+    logging.basicConfig(level=logging.WARNING)
+    options = argument_parser().parse_args(arguments)
+    try:
+        sys.stdout.write(run(options))
+    except (*PROBLEMS, OptionError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> str:
+    """Runs one command and returns what it prints."""
+    book = open_book(options)
+    if options.command == "import":
+        columns = check_json_object("columns", options.columns)
+        chosen = ImportOptions(options.user, options.split, options.id_suffix, columns, options.dry_run)
+        return json.dumps(import_table(book, options.table.name, options.table.read_bytes(), chosen)) + "\n"
+    if options.command == "export":
+        text = export_csv(book) if options.format == "csv" else export_json(book)
+        if options.output is None:
+            return text
+        options.output.write_text(text)
+        return ""
+    if options.command == "backup":
+        book.store.back_up(options.target)
+        return ""
+    events = book.store.history(options.image, options.class_name)
+    return "".join(json.dumps(event.to_dict(), ensure_ascii=False) + "\n" for event in events)
+
+
+def open_book(options: argparse.Namespace) -> TagBook:
+    """The tags of some studies.
+
+    Raises:
+        UnusableRequestError: there is no such folder or store, or an import is wanted into a DICOMweb server's.
+    """
+    conf = {"classes": options.classes, "models": options.model, "model_dir": str(options.model_dir), "tags_file": options.tags_file}
+    chosen = AppOptions.from_conf(APP_DIR, conf)
+    path = tags_file(options.studies, options.cache_dir, chosen.tags_file)
+    folder = Path(options.studies)
+    if is_url(options.studies):
+        if options.command == "import":
+            raise UnusableRequestError("images of a DICOMweb server are known to its label server only: use its POST /tags/import")
+        folder = path.parent
+    elif not folder.is_dir():
+        raise UnusableRequestError(f"--studies {options.studies!r}: no such folder")
+    if options.command != "import" and not path.is_file():
+        raise UnusableRequestError(f"no tags yet: there is no {path}")
+    return TagBook(TagStore(path), FolderImages(folder), lambda: known_class_names(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

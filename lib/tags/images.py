@@ -1,0 +1,98 @@
+"""The images that tags belong to: which there are, and how many slices they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from monailabel.interfaces.datastore import Datastore
+
+from app_cdm.data.header import read_grid, read_series_grid
+from app_cdm.data.slices import find_slicing_axis
+from app_cdm.data.volume import Volume
+from lib.datastore import IMAGE_PATTERNS, FolderDatastore, series_by_id
+
+
+class Images(Protocol):
+    """What checking a tag needs to know of images."""
+
+    def ids(self) -> set[str]:
+        """Every image there is."""
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are no images, in order."""
+
+    def grid(self, image: str) -> Volume:
+        """An image's voxel grid; voxels are not read."""
+
+
+class DatastoreImages:
+    """Images of the running server.
+
+    Args:
+        datastore: a local folder, or the cache of a DICOMweb server.
+    """
+
+    def __init__(self, datastore: Datastore) -> None:
+        self._datastore = datastore
+
+    def ids(self) -> set[str]:
+        """Every image of the datastore."""
+        found = set(self._datastore.list_images())
+        if not found and isinstance(self._datastore, FolderDatastore):
+            with self._datastore.index_lock:  # the host empties its index for a moment when it looks at the folder again
+                found = set(self._datastore.list_images())
+        return found
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are no images, in order."""
+        return sorted(set(names) - self.ids())
+
+    def grid(self, image: str) -> Volume:
+        """An image's voxel grid; a series of a DICOMweb server is fetched into the cache for it.
+
+        Raises:
+            VolumeError: the header cannot be used.
+        """
+        series = self._datastore.find_series(image) if isinstance(self._datastore, FolderDatastore) else None
+        return read_series_grid(series) if series else read_grid(Path(self._datastore.get_image_uri(image)))
+
+
+class FolderImages:
+    """Images of a folder that is looked at from outside the server: its index is neither read nor written.
+
+    Args:
+        folder: the studies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        suffixes = [pattern.lstrip("*") for pattern in IMAGE_PATTERNS]
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()):
+            suffix = next((item for item in suffixes if path.name.endswith(item)), None)
+            if suffix is not None and path.is_file():
+                self._files[path.name[: -len(suffix)]] = path
+        self._series = series_by_id(folder)
+
+    def ids(self) -> set[str]:
+        """Every image and series of the folder."""
+        return {*self._files, *self._series}
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are no images, in order."""
+        return sorted(set(names) - self.ids())
+
+    def grid(self, image: str) -> Volume:
+        """An image's voxel grid.
+
+        Raises:
+            VolumeError: the header cannot be used.
+        """
+        return read_series_grid(self._series[image]) if image in self._series else read_grid(self._files[image])
+
+
+def count_slices(images: Images, image: str) -> int:
+    """Number of slices along the slicing axis."""
+    grid = images.grid(image)
+    return int(grid.array.shape[find_slicing_axis(grid)])

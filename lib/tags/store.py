@@ -1,0 +1,217 @@
+"""The tag store: one SQLite file, append-only, safe with several threads and processes.
+
+Write-ahead logging with `synchronous = FULL`: a write that has returned is on the disk, whatever ends the process after.
+Entries are never changed or removed; the tag in force is the newest entry of an image and class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lib.tags.record import Provenance, StoredTag, TagEvent, TagsByImage, encode
+from lib.tags.schema import COLUMNS, create_schema
+
+T = TypeVar("T")
+
+BUSY_S = 60.0
+
+
+class NothingToUndoError(Exception):
+    """There is no action left to take back, or another came in between."""
+
+
+class TagStore:
+    """Tags of images, with their history.
+
+    Args:
+        path: the file; made with its folder if missing.
+
+    Raises:
+        OSError: it cannot be made or opened there, is no tag store, or is of a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._process = 0
+        self._open: sqlite3.Connection
+        self._abandoned: list[sqlite3.Connection] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connection():
+            pass
+
+    def append(self, tags: Mapping[str, Mapping[str, StoredTag]], user: str, provenance: Provenance) -> int:
+        """Stores tags of any number of images and classes as one action: all or none.
+
+        Args:
+            tags: image -> class -> tag, already checked.
+            user: who tags.
+            provenance: how the tags came about.
+
+        Returns:
+            The number of the action. When this returns, the tags are on the disk.
+        """
+        rows = [(image, name, encode(value), provenance) for image, by_class in tags.items() for name, value in by_class.items()]
+        with self._transaction() as connection:
+            return self._insert(connection, rows, user)
+
+    def undo(self, image: str, user: str, action: int | None = None) -> tuple[int, dict[str, StoredTag]]:
+        """Takes back the last action on an image that has not been taken back; history keeps both.
+
+        Args:
+            image: image id; other images of a bulk action stay as they are.
+            user: who takes it back.
+            action: the action meant; another one is refused.
+
+        Returns:
+            The action taken back, and the tags that are in force again.
+
+        Raises:
+            NothingToUndoError: there is none, or the last one is another than meant.
+        """
+        with self._transaction() as connection:
+            events = _events(connection, "WHERE image = ? ORDER BY id", (image,))
+            last = last_action(events)
+            if last is None or action not in (None, last):
+                wanted = "" if action is None or last is None else f": action {action} is not the last, which is {last}"
+                raise NothingToUndoError(f"image {image!r}: nothing to undo{wanted}")
+            before = {event.class_name: previous(events, event) for event in events if event.action == last}
+            rows = [
+                (image, name, encode(found.value if found else None), found.provenance if found else "manual")
+                for name, found in before.items()
+            ]
+            self._insert(connection, rows, user, undoes=last)
+            return last, {name: found.value if found else None for name, found in before.items()}
+
+    def tags(self, image: str) -> dict[str, StoredTag]:
+        """Class -> tag in force of one image; a class that was never tagged is missing."""
+        return {event.class_name: event.value for event in self.current(image)}
+
+    def all_tags(self) -> TagsByImage:
+        """Image -> class -> tag in force."""
+        found: TagsByImage = {}
+        for event in self.current():
+            found.setdefault(event.image, {})[event.class_name] = event.value
+        return found
+
+    def current(self, image: str | None = None) -> list[TagEvent]:
+        """The entries in force, of one image or of all, by image and class."""
+        newest = "WHERE id IN (SELECT max(id) FROM events {} GROUP BY image, class) ORDER BY image, class"
+        if image is None:
+            return self._read(lambda connection: _events(connection, newest.format(""), ()))
+        return self._read(lambda connection: _events(connection, newest.format("WHERE image = ?"), (image,)))
+
+    def history(self, image: str, class_name: str | None = None) -> list[TagEvent]:
+        """Every entry of an image, oldest first."""
+        events = self._read(lambda connection: _events(connection, "WHERE image = ? ORDER BY id", (image,)))
+        return [event for event in events if class_name in (None, event.class_name)]
+
+    def set_patients(self, patients: Mapping[str, str]) -> None:
+        """Remembers which patient an image is of; held-out sets are made by patient."""
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO patients VALUES (?, ?)", patients.items())
+
+    def patients(self) -> dict[str, str]:
+        """Image -> patient, where it was given."""
+        return self._read(lambda connection: dict(connection.execute("SELECT image, patient FROM patients")))
+
+    def back_up(self, target: Path) -> None:
+        """Copies the whole store, history included, into a new file while it is in use.
+
+        Raises:
+            FileExistsError: there is such a file already.
+        """
+        if target.exists():
+            raise FileExistsError(f"{target} exists already: choose another name")
+        copy = sqlite3.connect(target)
+        try:
+            self._read(lambda connection: connection.backup(copy))
+        finally:
+            copy.close()
+
+    def close(self) -> None:
+        """Lets go of the file; the next use opens it again."""
+        with self._lock:
+            if self._process == os.getpid():
+                self._open.close()
+            self._process = 0
+
+    @staticmethod
+    def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, str]], user: str, undoes: int | None = None) -> int:
+        action = int(connection.execute("SELECT coalesce(max(action), 0) + 1 FROM events").fetchone()[0])
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        connection.executemany(
+            "INSERT INTO events (action, image, class, value, provenance, user, time, undoes) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(action, *row, user, time, undoes) for row in rows],
+        )
+        return action
+
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with self._connection() as connection:
+            return query(connection)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write: the only one at a time in all processes, and whole or not at all."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The process's connection, for one thread at a time; SQLite forbids to use one across a fork."""
+        with self._lock:
+            if self._process != os.getpid():
+                if self._process:
+                    self._abandoned.append(self._open)  # the parent's: closing it here would be using it
+                self._open = open_store(self.path)
+                self._process = os.getpid()
+            yield self._open
+
+
+def open_store(path: Path) -> sqlite3.Connection:
+    """Opens the file, makes its tables if they are missing.
+
+    Raises:
+        OSError: it cannot be opened, or not safely.
+    """
+    connection = None
+    try:
+        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        create_schema(connection, path)
+    except (sqlite3.Error, OSError) as error:
+        if connection is not None:
+            connection.close()
+        raise OSError(f"tag store {path}: {error}; another place can be given with --tags-file") from error
+    return connection
+
+
+def last_action(events: list[TagEvent]) -> int | None:
+    """The newest action that neither is an undo nor was taken back."""
+    undone = {event.undoes for event in events}
+    return max((event.action for event in events if event.undoes is None and event.action not in undone), default=None)
+
+
+def previous(events: list[TagEvent], event: TagEvent) -> TagEvent | None:
+    """The entry that an entry replaced."""
+    older = [item for item in events if item.class_name == event.class_name and item.event < event.event]
+    return older[-1] if older else None
+
+
+def _events(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> list[TagEvent]:
+    rows = connection.execute(f"SELECT {COLUMNS} FROM events {condition}", values)
+    return [TagEvent(event, action, image, name, json.loads(value), *rest) for event, action, image, name, value, *rest in rows]

@@ -1,0 +1,189 @@
+"""The `weak_label` trainer: from the stored tags to a published model; it is given images and tags, and nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.async_tasks.utils import tasks as host_tasks
+
+from app_cdm.pipeline import CDMPipeline
+from app_cdm.training.held_out import TooFewTagsError, missing_tags
+from app_cdm.training.retrain import Candidate, retrain
+from app_cdm.training.settings import TrainSettings
+from lib.models import model_folder
+from lib.options import AppOptions
+from lib.tags.book import TagBook
+from lib.trainers.request import TrainRequest, option_table, read_train_request
+from lib.trainers.status import PERCENT, StatusWriter, TrainingBusyError, TrainStatus, read_status
+from lib.versions import ModelVersions
+
+logger = logging.getLogger(__name__)
+
+NAME = "weak_label"
+DESCRIPTION = "Learns from image-level tags alone; the masks get better without a contour. Research use only, not a medical device"
+FOLDER = ".training"
+UNNAMED = "trained"
+MAX_RUNS = 2
+
+
+class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
+    """Trains on the stored tags, judges on held-out patients and publishes what is not worse.
+
+    Args:
+        options: where models lie.
+        tags: all that is learned from.
+        find_image: gives the file of an image; the datastore's labels are out of reach.
+    """
+
+    def __init__(self, options: AppOptions, tags: TagBook, find_image: Callable[[str], str]) -> None:
+        super().__init__(DESCRIPTION)
+        self._options, self._tags, self._find_image = options, tags, find_image
+
+    def config(self) -> dict[str, Any]:
+        """The option table."""
+        return option_table(torch.cuda.is_available())
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and the status are kept."""
+        return self._options.model_dir / FOLDER / self.versions.name
+
+    @property
+    def versions(self) -> ModelVersions:
+        """Versions of the model that is trained: the one in service, or a new one."""
+        return served_versions(self._options)
+
+    def status(self) -> TrainStatus | None:
+        """Where the last training is or how it ended; None while there was none."""
+        return read_status(self.folder / "status.json")
+
+    def stats(self) -> dict[str, Any]:
+        """What the viewers' progress bars read: `epoch` of `total_epochs` in percent of the budget, and the held-out score."""
+        status = self.status()
+        if status is None:
+            return {}
+        score = status.held_out.get("mean", status.held_out_before.get("mean", 0.0))
+        is_stopped = status.state == "running" and not is_training()
+        return {
+            "epoch": int(status.percent),
+            "total_epochs": PERCENT,
+            "best_metric": score if math.isfinite(score) else 0.0,
+            "state": "stopped" if is_stopped else status.state,
+            "stage": status.stage,
+            "loss": status.loss,
+            "message": "stopped; Train resumes it" if is_stopped else status.message,
+            "version": status.version,
+            "held_out": status.held_out,
+            "held_out_before": status.held_out_before,
+            "start_ts": int(status.started),
+        }
+
+    def check(self, request: dict[str, Any]) -> TrainRequest:
+        """Reads a request without running it.
+
+        Raises:
+            SettingsError: an option is not allowed.
+            TrainingBusyError: a training is running.
+            TooFewTagsError: there is too little to learn from; says what is missing.
+        """
+        wanted = read_train_request(request)
+        if is_training():
+            raise TrainingBusyError(f"a training is running ({self._where()}): wait for it, or stop it first")
+        lacking = missing_tags(self._tags.table())
+        if lacking:
+            raise TooFewTagsError("too few tags to learn from: " + "; ".join(lacking))
+        return wanted
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Trains; called in a process of its own, which may be killed at any moment.
+
+        Raises:
+            TrainingBusyError: another process trains the same model.
+            TooFewTagsError, SettingsError, VolumeError: see `retrain`.
+        """
+        wanted = read_train_request(request)
+        settings = TrainSettings()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            rounds = {"cldf": settings.cldf.num_rounds, "student": settings.student.num_rounds}
+            writer = StatusWriter(self.folder / "status.json", wanted.settings, rounds)
+            try:
+                return self._train(wanted, settings, writer)
+            except Exception as error:
+                writer.end("failed", f"{type(error).__name__}: {error}")
+                raise
+
+    def _train(self, wanted: TrainRequest, settings: TrainSettings, writer: StatusWriter) -> dict[str, Any]:
+        tags, versions = self._tags.table(), self.versions
+        in_use = model_folder(self._options)
+        paths = {image: Path(self._find_image(image)) for image in tags.tags}
+        base = CDMPipeline.from_pretrained(in_use).model_version if in_use is not None and wanted.settings.start == "published" else ""
+        identity = json.dumps([tags.digest(), wanted.settings.to_dict(), settings.to_dict(), base], sort_keys=True)
+        run_folder = self.folder / f"run_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        self._forget_old_runs(run_folder)
+        device = "cpu" if wanted.device == "cpu" or not torch.cuda.is_available() else "cuda"
+        candidate = retrain(paths, tags, wanted.settings, settings, run_folder, in_use, device, writer.report)
+        scores = (candidate.scores, candidate.scores_in_use or {})
+        if candidate.is_worse and not wanted.force:
+            message = f"not published: held-out score {_compared(candidate)}; tag more, train longer, or send force=true"
+            writer.end("kept back", message, scores=scores)
+        else:
+            version = versions.publish(candidate.folder, CDMPipeline.from_pretrained(candidate.folder).model_version)
+            writer.end("published", f"version {version} is in service: held-out score {_compared(candidate)}", version, scores)
+            for logs in run_folder.rglob("tensorboard"):
+                shutil.copytree(logs, self.folder / "tensorboard" / version, dirs_exist_ok=True)
+            shutil.rmtree(run_folder, ignore_errors=True)
+        logger.info("%s", writer.status.message)
+        return self.stats()
+
+    def _where(self) -> str:
+        status = self.status()
+        return (
+            "just started" if status is None or status.state != "running" else f"{status.stage or 'reading images'}, {status.percent:g} %"
+        )
+
+    def _forget_old_runs(self, keep: Path) -> None:
+        runs = sorted((path for path in self.folder.glob("run_*") if path != keep), key=lambda path: path.stat().st_mtime)
+        for path in runs[: max(0, len(runs) - MAX_RUNS + 1)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds a lock that ends with the process, however it ends."""
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingBusyError(f"another process trains {self.versions.name!r} ({self._where()}): wait for it") from None
+            yield
+
+
+def is_training() -> bool:
+    """Whether a training runs or waits for its process, in this server."""
+    return any(task["status"] in ("SUBMITTED", "RUNNING") for task in host_tasks("train"))
+
+
+def served_versions(options: AppOptions) -> ModelVersions:
+    """Versions of the model in service; of a new one, named after the option or `trained`, where there is none."""
+    folder = model_folder(options)
+    if options.model is not None or folder is None:
+        return ModelVersions(options.model_dir, options.model or UNNAMED)
+    inside = folder.parent != options.model_dir  # a trained version lies in a folder named after the model
+    return ModelVersions(options.model_dir, folder.parent.name if inside else folder.name)
+
+
+def _compared(candidate: Candidate) -> str:
+    before = candidate.scores_in_use
+    return f"{candidate.scores['mean']:.3f}" + (f", before {before['mean']:.3f}" if before is not None else "")

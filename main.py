@@ -1,0 +1,82 @@
+"""MONAI Label app: names its models and wires them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+
+from lib.activelearning.strategies import strategies
+from lib.datastore import FolderDatastore
+from lib.infers.batch import BatchInfer
+from lib.infers.run import run_inference
+from lib.infers.segmentation import segmentation_tasks
+from lib.models import ModelStore, known_class_names
+from lib.options import AppOptions
+from lib.server.install import has_web_application, install_server
+from lib.tags.book import TagBook
+from lib.tags.datastore import add_tags
+from lib.tags.images import DatastoreImages
+from lib.tags.location import is_url, tags_file
+from lib.tags.store import TagStore
+from lib.tags.submission import tag_submission
+from lib.trainers.weak_label import NAME as WEAK_LABEL
+from lib.trainers.weak_label import WeakLabel
+
+
+class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
+    """Segmentation by a conditional diffusion model that was trained on image-level tags."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.options = AppOptions.from_conf(app_dir, conf)
+        self.models = ModelStore(self.options)
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="app_cdm",
+            description="Weakly supervised segmentation with a conditional diffusion model; research use only, not a medical device",
+            version="0.1.0",
+            labels=list(self.options.classes) or None,  # None: those of the models
+        )
+        if has_web_application():  # not in the processes that train or run batches
+            self.models.announce()
+            install_server(self.options)
+
+    def init_datastore(self) -> Datastore:
+        store = TagStore(tags_file(self.studies, self.options.cache_dir, self.options.tags_file))
+        if is_url(self.studies):
+            datastore = super().init_datastore()
+        else:
+            datastore = FolderDatastore(
+                self.studies,
+                self.options.cache_dir,
+                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+                read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            )
+        self.tags = TagBook(store, DatastoreImages(datastore), lambda: known_class_names(self.options))
+        return add_tags(datastore, self.tags)
+
+    def init_infers(self) -> dict[str, InferTask]:
+        return segmentation_tasks(self.models, self.datastore())
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        return {WEAK_LABEL: WeakLabel(self.options, self.tags, self.datastore().get_image_uri)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        return strategies(self.tags)
+
+    def init_batch_infer(self) -> Callable[..., Any]:
+        return BatchInfer()
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        return tag_submission(self.tags, self.datastore(), image_id)
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        return run_inference(self._infers, request, datastore or self.datastore())

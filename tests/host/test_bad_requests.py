@@ -1,0 +1,101 @@
+"""Everything that can be wrong with a request: a 4xx, JSON, and a detail that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.host.answers import MODEL, assert_refused
+from tests.host.server_process import Server
+
+UNUSABLE = {
+    "empty.nii.gz": (400, "empty"),
+    "text.nii.gz": (422, "NIfTI"),
+    "text.nrrd": (422, "NRRD"),
+    "text.png": (422, ""),
+    "truncated.nii.gz": (422, ""),
+    "four_dimensions.nii.gz": (422, "4"),
+    "all_nan.nii.gz": (422, ""),
+    "no_voxels.nii.gz": (422, ""),
+    "constant.nii.gz": (422, ""),
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNUSABLE))
+def test_unusable_upload_is_refused_and_leaves_nothing_behind(url: str, server: Server, bad_images: Path, name: str) -> None:
+    status, word = UNUSABLE[name]
+    with (bad_images / name).open("rb") as file:
+        response = requests.post(f"{url}/infer/{MODEL}", files={"file": file}, timeout=60)
+    assert_refused(response, status, word)
+    assert server.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["empty.nii.gz", "text.nii.gz", "four_dimensions.nii.gz"])
+def test_unusable_image_does_not_enter_the_datastore(url: str, server: Server, bad_images: Path, name: str) -> None:
+    with (bad_images / name).open("rb") as file:
+        response = requests.put(f"{url}/datastore/image?image=broken", files={"file": file}, timeout=60)
+    assert_refused(response, UNUSABLE[name][0])
+    assert not list(server.studies.glob("broken*"))
+
+
+@pytest.mark.parametrize("name", ["empty.nii.gz", "text.nrrd"])
+def test_unusable_label_is_not_stored(url: str, server: Server, bad_images: Path, name: str) -> None:
+    with (bad_images / name).open("rb") as file:
+        response = requests.put(f"{url}/datastore/label?image=case2&tag=broken", files={"label": file}, timeout=60)
+    assert_refused(response, UNUSABLE[name][0])
+    assert not (server.studies / "labels" / "broken").exists()
+
+
+def test_unknown_kind_of_file_is_refused(url: str) -> None:
+    for route, field in ((f"infer/{MODEL}", "file"), ("datastore/image", "file"), ("datastore/label?image=case0", "label")):
+        method = "POST" if field == "file" and route.startswith("infer") else "PUT"
+        response = requests.request(method, f"{url}/{route}", files={field: ("run.sh", b"#!/bin/sh")}, timeout=10)
+        assert_refused(response, 400, "run.sh", ".nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "word"),
+    [
+        ("POST", "/infer/nope?image=case0", 404, MODEL),
+        ("POST", f"/infer/{MODEL}?image=nope", 404, "nope"),
+        ("POST", f"/infer/{MODEL}", 400, "?image="),
+        ("POST", f"/infer/{MODEL}?image=case0&output=dicom_seg", 400, "DICOMweb"),
+        ("POST", f"/infer/{MODEL}?session_id=nope", 404, "session"),
+        ("POST", "/infer/wsi_v2/nope?image=case0", 404, "whole-slide"),
+        ("POST", "/batch/infer/nope", 404, MODEL),
+        ("POST", "/train/nope", 404, "trainer"),
+        ("POST", "/scoring/nope", 404, "scoring"),
+        ("POST", "/activelearning/nope", 404, "random"),
+        ("GET", "/datastore/image?image=nope", 404, "nope"),
+        ("GET", "/datastore/image/info?image=nope", 404, "nope"),
+        ("GET", "/datastore/label?label=case0&tag=nope", 404, "tag"),
+        ("GET", "/datastore/label?label=nope&tag=final", 404, "nope"),
+        ("GET", "/datastore/label/info?label=case0&tag=nope", 404, "tag"),
+        ("DELETE", "/datastore/label?id=case0&tag=nope", 404, "tag"),
+        ("DELETE", "/datastore/image?id=nope", 404, "nope"),
+        ("GET", "/session/nope", 404, "session"),
+        ("GET", "/model/nope", 404, "model"),
+        ("DELETE", f"/model/{MODEL}", 400, "folder"),
+        ("GET", "/proxy/dicom/studies", 404, "DICOMweb"),
+    ],
+)
+def test_unknown_names(url: str, method: str, path: str, status: int, word: str) -> None:
+    assert_refused(requests.request(method, f"{url}{path}", timeout=10), status, word)
+
+
+@pytest.mark.parametrize("text", ["{mode: parallel}", "[1, 2]", '"parallel"', "{"])
+def test_params_that_are_no_json_object(url: str, text: str) -> None:
+    assert_refused(requests.post(f"{url}/infer/{MODEL}?image=case0", data={"params": text}, timeout=10), 400, "params", "JSON")
+    assert_refused(requests.put(f"{url}/datastore/image/info?image=case0", data={"info": text}, timeout=10), 400, "info", "JSON")
+
+
+def test_batch_with_bad_options_does_not_start(url: str) -> None:
+    assert_refused(requests.post(f"{url}/batch/infer/{MODEL}", json={"mode": "magic"}, timeout=10), 400, "mode")
+
+
+def test_errors_leave_no_uploads_in_the_log_as_tracebacks(server: Server) -> None:
+    """A caller's mistake is one line in the log; a traceback would mean that nobody foresaw it."""
+    log = server.log.read_text()
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:3000]

@@ -1,0 +1,57 @@
+"""A published model of the real kind, tiny and untrained: two classes, 32 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from app_cdm.cldf.features import FeatureSettings
+from app_cdm.config import MaskSettings, PreprocessSettings, SaliencySettings, SegmentationSettings
+from app_cdm.networks.decoder import PixelDecoder
+from app_cdm.networks.presets import NetworkSettings, build_classifier, build_condition_embedding, build_scheduler, build_unet
+from app_cdm.networks.student import StudentNetwork
+from app_cdm.pipeline import CDMPipeline, ModelDescription
+from tests.host.answers import METHODS
+
+CLASS_NAMES = ("edema", "tumor")
+NETWORKS = NetworkSettings(32, 2, (16, 32), 1, 1, 8, (16, 32))
+
+
+def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHODS) -> Path:
+    """Writes the model folder; another seed gives other weights and so another model version."""
+    torch.manual_seed(seed)
+    description = ModelDescription(
+        class_names=CLASS_NAMES,
+        patch_size=NETWORKS.patch_size,
+        preprocess=PreprocessSettings(image_size=NETWORKS.image_size),
+        # The gate of an untrained classifier means nothing: let it pass every slice.
+        segmentation=SegmentationSettings(saliency=SaliencySettings(num_draws=1), mask=MaskSettings(gate_threshold=0.0)),
+    )
+    pipeline = CDMPipeline(
+        unet=build_unet(NETWORKS),
+        condition_embedding=build_condition_embedding(NETWORKS, len(CLASS_NAMES)),
+        classifier=build_classifier(NETWORKS, len(CLASS_NAMES)),
+        scheduler=build_scheduler(),
+        description=description.to_dict(),
+        pixel_decoder=tiny_decoder() if "cldf" in methods else None,
+        student=tiny_student() if "student" in methods else None,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_decoder() -> PixelDecoder:
+    """An untrained decoder that is of two minds about every pixel."""
+    features = FeatureSettings(blocks=(0, 1))
+    views = len(features.null_levels) + len(features.contrast_levels)
+    in_channels = [views * channels for channels in reversed(NETWORKS.block_out_channels)]
+    decoder = PixelDecoder(len(CLASS_NAMES), in_channels, features.to_dict(), hidden_channels=16, embedding_dim=8, num_background=2)
+    decoder.spread.fill_(0.25)
+    return decoder
+
+
+def tiny_student() -> StudentNetwork:
+    """An untrained student whose answers differ from pixel to pixel."""
+    return StudentNetwork(len(CLASS_NAMES), channels=(8, 16), num_res_units=1)

@@ -1,0 +1,94 @@
+"""Versions: written whole, switched by a pointer, never lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib.models import model_folder
+from lib.options import AppOptions
+from lib.versions import INDEX, MAX_KEPT, ORIGINAL, POINTER, ModelVersions, VersionError, trained_names
+
+
+def write_model(folder: Path, text: str = "weights", **training: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / INDEX).write_text(json.dumps({"training": training}))
+    (folder / "net.safetensors").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> ModelVersions:
+    write_model(tmp_path / "model" / "brain", seed=1)
+    return ModelVersions(tmp_path / "model", "brain")
+
+
+def hash_of(number: int) -> str:
+    return f"{number:012x}"
+
+
+def test_a_published_version_is_in_service_and_the_original_stays(versions: ModelVersions, tmp_path: Path) -> None:
+    options = AppOptions(versions.model_dir)
+    assert model_folder(options) == versions.model_dir / "brain"
+    name = versions.publish(write_model(tmp_path / "candidate", "new", held_out={"mean": 0.9}, parent={"model_version": "abc"}), hash_of(1))
+    assert versions.current() == name
+    assert model_folder(options) == versions.root / name
+    assert (versions.root / name / "net.safetensors").read_text() == "new"
+    assert (versions.model_dir / "brain" / "net.safetensors").read_text() == "weights"
+    assert [(entry["version"], entry["is_current"]) for entry in versions.history()] == [(ORIGINAL, False), (name, True)]
+    assert versions.history()[1]["held_out"] == {"mean": 0.9}
+    assert versions.history()[1]["parent"] == "abc"
+
+
+def test_rollback_goes_back_and_forth(versions: ModelVersions, tmp_path: Path) -> None:
+    first = versions.publish(write_model(tmp_path / "a"), hash_of(1))
+    assert versions.previous() == ORIGINAL
+    versions.activate(ORIGINAL)
+    assert versions.folder() == versions.model_dir / "brain"
+    with pytest.raises(VersionError, match="no version before 'original'"):
+        versions.previous()
+    versions.activate(first)
+    assert versions.current() == first
+
+
+@pytest.mark.parametrize("name", ["nonsense", "../brain", "", "20260101T000000Z-000000000009"])
+def test_unknown_versions_are_refused_and_change_nothing(versions: ModelVersions, name: str) -> None:
+    with pytest.raises(VersionError, match=r"there are \['original'\]"):
+        versions.activate(name)
+    assert versions.current() == ORIGINAL
+
+
+@pytest.mark.parametrize("content", ["", "../../etc", "20260101T000000Z-000000000009", "\x00"])
+def test_a_damaged_pointer_falls_back_to_the_original(versions: ModelVersions, content: str) -> None:
+    versions.root.mkdir(parents=True)
+    (versions.root / POINTER).write_text(content)
+    assert versions.folder() == versions.model_dir / "brain"
+
+
+def test_a_model_without_an_original_is_found_by_its_versions(tmp_path: Path) -> None:
+    versions = ModelVersions(tmp_path / "model", "new")
+    assert versions.names() == []
+    name = versions.publish(write_model(tmp_path / "candidate"), hash_of(1))
+    assert trained_names(tmp_path / "model") == ["new"]
+    assert model_folder(AppOptions(tmp_path / "model")) == versions.root / name
+    assert model_folder(AppOptions(tmp_path / "model", model="other")) is None
+
+
+def test_what_was_half_written_is_no_version(versions: ModelVersions, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(OSError):
+        versions.publish(missing, hash_of(1))
+    assert versions.names() == [ORIGINAL]
+    assert not list(versions.root.glob(".*"))
+
+
+def test_the_oldest_versions_are_forgotten_but_never_the_one_in_service(versions: ModelVersions, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "candidate")
+    first = versions.publish(source, hash_of(1))
+    for number in range(2, MAX_KEPT + 5):
+        versions.publish(source, hash_of(number))
+    assert len(versions.names()) <= MAX_KEPT + 2
+    assert first not in versions.names()
+    assert versions.current() in versions.names()

@@ -1,0 +1,80 @@
+"""LayerCAM: against its formula, range, mirror symmetry, and an empty map from a classifier that sees nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from app_cdm.config import SaliencySettings
+from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
+from app_cdm.saliency.cam import layer_cam, layer_cam_saliency
+from tests.saliency.counting import batch_sizes
+from tests.tiny_networks import tiny_inputs, tiny_saliency_model
+
+
+def cam_by_definition(model: SaliencyModel, image: torch.Tensor, class_index: int) -> torch.Tensor:
+    """sum_k relu(relu(dy/dA_k) A_k) of the last residual block of each of the last two stages (Jiang et al. 2021)."""
+    caught: list[torch.Tensor] = []
+    hooks = [
+        block.resnets[-1].register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+        for block in model.classifier.down_blocks[-2:]
+    ]
+    logit = model.classifier(image[None].requires_grad_(True), torch.zeros(1, dtype=torch.long))[0, class_index]
+    for hook in hooks:
+        hook.remove()
+    total = torch.zeros(image.shape[1:])
+    for activation, gradient in zip(caught, torch.autograd.grad(logit, caught), strict=True):
+        cam = (gradient.relu() * activation).relu().sum(dim=1, keepdim=True).detach()
+        cam = F.interpolate(cam, size=image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+        total += cam / cam.max()
+    return total / 2
+
+
+def test_equals_its_definition_on_the_slice_and_its_mirror_image() -> None:
+    model, inputs = tiny_saliency_model(), tiny_inputs()
+    found = layer_cam(model, inputs)
+    for saliency, image in zip(found, inputs.slices, strict=True):
+        plain = cam_by_definition(model, image.clone(), inputs.class_index)
+        mirrored = cam_by_definition(model, image.flip(-1).clone(), inputs.class_index).flip(-1)
+        torch.testing.assert_close(saliency, (plain + mirrored) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_range_and_shape_in_any_batch() -> None:
+    model, inputs = tiny_saliency_model(), tiny_inputs(5)
+    with torch.no_grad():
+        maps = layer_cam(model, inputs)
+        with batch_sizes(model.classifier.conv_in) as sizes:
+            torch.testing.assert_close(layer_cam(model, inputs, 2), maps, atol=1e-5, rtol=1e-4)
+    assert max(sizes) <= 2
+    assert maps.shape == (5, 16, 16)
+    assert maps.dtype == torch.float32
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    assert (maps.flatten(1).amax(dim=1) > 0.3).all()
+
+
+def test_map_of_a_mirrored_slice_is_the_mirrored_map() -> None:
+    model, inputs = tiny_saliency_model(), tiny_inputs()
+    mirrored = SaliencyInputs(inputs.slices.flip(-1), inputs.positions, inputs.slice_indices, inputs.class_index)
+    torch.testing.assert_close(layer_cam(model, mirrored), layer_cam(model, inputs).flip(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_classifier_that_sees_nothing_gives_an_empty_map() -> None:
+    model = tiny_saliency_model()
+    model.classifier.conv_out.weight.zero_()
+    maps = layer_cam(model, tiny_inputs())
+    assert torch.equal(maps, torch.zeros(3, 16, 16))
+
+
+def test_classes_have_maps_of_their_own() -> None:
+    model = tiny_saliency_model()
+    assert (layer_cam(model, tiny_inputs(class_index=0)) - layer_cam(model, tiny_inputs(class_index=1))).abs().max() > 0.05
+
+
+def test_mode_is_the_map() -> None:
+    model, inputs = tiny_saliency_model(), tiny_inputs(5)
+    with batch_sizes(model.classifier.conv_in) as sizes:
+        found = layer_cam_saliency(model, inputs, SaliencySettings(mode="layer_cam", batch_images=2))
+    assert max(sizes) == 2
+    torch.testing.assert_close(found, layer_cam(model, inputs), atol=1e-5, rtol=1e-4)
+    assert model.counter.images == 0

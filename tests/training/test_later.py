@@ -1,0 +1,97 @@
+"""Pixel decoder and student: trained from tags alone, resumed, and bound to the weights that they were made for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app_cdm.cldf.features import FeatureSettings
+from app_cdm.cldf.settings import CLDFSettings
+from app_cdm.data.tags import read_tags
+from app_cdm.data.volume import read_volume
+from app_cdm.pipeline import CDMPipeline
+from app_cdm.student.settings import StudentSettings
+from app_cdm.training.optimization import OptimizerSettings
+from app_cdm.training.run import TaggedFolder, train
+from app_cdm.training.settings import TrainSettings
+from tests.training.synthetic import tiny_settings, write_blob_study
+
+SHORT = OptimizerSettings(num_steps=30, batch_size=8, num_warmup_steps=2, learning_rate=3e-3, ema_decay=0.9, mixed_precision=False)
+ALL = ("classifier", "diffusion", "cldf", "student")
+
+
+def settings() -> TrainSettings:
+    return dataclasses.replace(
+        tiny_settings(steps=60),
+        cldf=CLDFSettings(FeatureSettings((0.2, 0.4), (), (0, 1)), hidden_channels=16, embedding_dim=4, num_anchors=64, optimizer=SHORT),
+        student=StudentSettings(channels=(8, 16), num_rounds=2, optimizer=SHORT),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> TaggedFolder:
+    study = tmp_path_factory.mktemp("study")
+    table = write_blob_study(study)
+    return TaggedFolder(study / "images", read_tags(table, {"tumor": "has_blob"}), "{image}.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def run_folder(folder: TaggedFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    train([folder], settings(), run, progress=False, stages=ALL)
+    return run
+
+
+def test_all_stages_give_a_model_with_three_methods(run_folder: Path, folder: TaggedFolder) -> None:
+    pipeline = CDMPipeline.from_pretrained(run_folder / "model")
+    assert pipeline.methods == ("student", "cldf", "cdm_saliency")
+    assert pipeline.config.training["stages"] == list(ALL)
+    volume = read_volume(next(iter(folder.paths.values())))
+    for method, evaluations in (("student", 0), ("cldf", 2)):
+        default = pipeline.settings_for(method)
+        result = pipeline.segment(volume, default.replace(mask=default.mask.replace(gate="off")))
+        assert result.network_evaluations == evaluations * volume.array.shape[2]
+        assert result.method == method
+        assert result.mask.shape == volume.array.shape
+        assert all(0 <= value <= 1 for value in result.slice_uncertainty["tumor"])
+        assert 0 < np.mean(result.uncertainty["tumor"]) < 1
+
+
+def test_features_are_removed_when_the_decoder_is_trained(run_folder: Path) -> None:
+    assert not list(run_folder.rglob("features_*"))
+
+
+def test_finished_stages_are_not_run_again(run_folder: Path, folder: TaggedFolder) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("votes_*.safetensors")}
+    version = CDMPipeline.from_pretrained(run_folder / "model").model_version
+    train([folder], settings(), run_folder, progress=False, stages=ALL)
+    assert before == {path: path.stat().st_mtime_ns for path in run_folder.rglob("votes_*.safetensors")}
+    assert CDMPipeline.from_pretrained(run_folder / "model").model_version == version
+
+
+def test_later_stages_alone_start_from_a_model_and_leave_it_as_it_is(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    initial = CDMPipeline.from_pretrained(run_folder / "model")
+    with_decoder = train([folder], settings(), tmp_path / "cldf", progress=False, initial_model=run_folder / "model", stages=("cldf",))
+    again = CDMPipeline.from_pretrained(with_decoder)
+    assert again.methods == ("cldf", "cdm_saliency"), "a student of another decoder must not stay"
+    for name in ("unet", "classifier", "condition_embedding"):
+        for key, tensor in getattr(initial, name).state_dict().items():
+            assert torch.equal(tensor, getattr(again, name).state_dict()[key])
+
+
+def test_student_without_a_decoder_and_stages_without_a_model_are_refused(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="build on a trained model"):
+        train([folder], settings(), tmp_path / "none", progress=False, stages=("student",))
+    bare = tmp_path / "bare"
+    CDMPipeline.from_pretrained(run_folder / "model").with_networks(pixel_decoder=None, student=None).save_pretrained(bare)
+    with pytest.raises(ValueError, match="run the stage cldf too"):
+        train([folder], settings(), tmp_path / "run", progress=False, initial_model=bare, stages=("student",))
+
+
+def test_new_diffusion_weights_drop_what_was_made_for_the_old(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    model = train([folder], settings(), tmp_path, progress=False, initial_model=run_folder / "model", stages=("classifier", "diffusion"))
+    assert CDMPipeline.from_pretrained(model).methods == ("cdm_saliency",)

@@ -1,0 +1,144 @@
+"""Retraining: who is held out, what is missing, and which model is better."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app_cdm.cldf.features import FeatureSettings
+from app_cdm.cldf.settings import CLDFSettings
+from app_cdm.config import SettingsError
+from app_cdm.data.tags import TagTable, read_tags
+from app_cdm.pipeline import CDMPipeline
+from app_cdm.student.settings import StudentSettings
+from app_cdm.training.held_out import TooFewTagsError, missing_tags, split_patients
+from app_cdm.training.optimization import OptimizerSettings
+from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
+from app_cdm.training.settings import TrainSettings
+from tests.training.synthetic import tiny_settings, write_blob_study
+
+SHORT = OptimizerSettings(num_steps=20, batch_size=8, num_warmup_steps=2, learning_rate=3e-3, ema_decay=0.9, mixed_precision=False)
+
+
+def table(count: int, every: int = 2, somewhere: bool = False) -> TagTable:
+    """`count` patients of two images each; every `every`-th patient holds the class."""
+    value = True if somewhere else ((1, 2),)
+    tags = {f"p{n}_{k}": {"tumor": value if n % every == 0 else False} for n in range(count) for k in range(2)}
+    return TagTable(("tumor",), tags, {image: image.split("_")[0] for image in tags})
+
+
+@given(st.integers(4, 40), st.floats(0.05, 0.6))
+def test_patients_are_split_whole_and_both_parts_hold_the_class(count: int, share: float) -> None:
+    tags = table(count)
+    learned, judged = split_patients(tags, share)
+    assert set(learned.tags) | set(judged.tags) == set(tags.tags)
+    assert not {learned.patients[i] for i in learned.tags} & {judged.patients[i] for i in judged.tags}
+    for part in (learned, judged):
+        assert any(by_class["tumor"] for by_class in part.tags.values())
+
+
+def test_whoever_is_held_out_stays_so_when_patients_are_added() -> None:
+    _, small = split_patients(table(30), 0.3)
+    _, large = split_patients(table(60), 0.3)
+    assert set(small.tags) <= set(large.tags)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        (table(2), "tag images of 2 more patient"),
+        (table(6, every=6), "class 'tumor': 1 more patient(s) tagged present"),
+        (table(6, every=1, somewhere=True), "class 'tumor': 2 more patient(s) tagged absent, or present on a slice range"),
+    ],
+)
+def test_what_is_missing_is_said_by_class(tags: TagTable, said: str) -> None:
+    assert any(said in line for line in missing_tags(tags))
+    with pytest.raises(TooFewTagsError, match="too few tags"):
+        split_patients(tags, 0.2)
+
+
+def test_nothing_is_missing_from_enough_tags() -> None:
+    assert missing_tags(table(4)) == []
+    assert missing_tags(table(4, every=1)) == [], "slice ranges hold absent slices too"
+
+
+@pytest.mark.parametrize("stages", [(), ("diffusion", "classifier"), ("segmentation",), ("student", "student")])
+def test_stages_must_be_known_and_in_order(stages: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match=r"RetrainSettings\.stages"):
+        RetrainSettings(stages=stages)
+
+
+def settings() -> TrainSettings:
+    return dataclasses.replace(
+        tiny_settings(steps=40),
+        cldf=CLDFSettings(FeatureSettings((0.2,), (), (0, 1)), num_rounds=1, hidden_channels=16, embedding_dim=4, optimizer=SHORT),
+        student=StudentSettings(channels=(8, 16), num_rounds=1, optimizer=SHORT),
+    )
+
+
+@pytest.fixture(scope="module")
+def candidate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, Path, TagTable, dict[str, Path], list[str]]:
+    study = tmp_path_factory.mktemp("study")
+    tags = read_tags(write_blob_study(study, count=10), {"tumor": "has_blob"})
+    paths = {image: study / "images" / f"{image}.nii.gz" for image in tags.tags}
+    told: list[str] = []
+    run_folder = tmp_path_factory.mktemp("run")
+    found = retrain(
+        paths,
+        tags,
+        RetrainSettings(start="scratch", minutes=0.0),
+        settings(),
+        run_folder,
+        None,
+        report=lambda *where: told.append(where[0]),
+    )
+    return found, run_folder, tags, paths, told
+
+
+def test_candidate_is_complete_and_judged_on_patients_it_has_not_seen(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]],
+) -> None:
+    found, _, tags, _, told = candidate
+    pipeline = CDMPipeline.from_pretrained(found.folder)
+    assert pipeline.methods == ("student", "cldf", "cdm_saliency")
+    assert {"classifier", "diffusion", "cldf_0", "student_0"} == set(told)
+    assert found.scores_in_use is None
+    assert not found.is_worse
+    assert set(found.scores) == {"gate/tumor", "map/tumor", "mean"}
+    learned, judged = split_patients(tags, RetrainSettings().held_out_share)
+    assert pipeline.config.training["num_images"] == len(learned.tags)
+    assert pipeline.config.training["num_held_out_images"] == len(judged.tags)
+
+
+def test_budget_in_minutes_ends_every_stage_and_fine_tuning_starts_from_the_model_in_use(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]], tmp_path: Path
+) -> None:
+    found, _, tags, paths, _ = candidate
+    again = retrain(paths, tags, RetrainSettings(minutes=0.1, patience=1000), settings(), tmp_path, found.folder)
+    pipeline = CDMPipeline.from_pretrained(again.folder)
+    assert pipeline.config.training["parent"]["model_version"] == CDMPipeline.from_pretrained(found.folder).model_version
+    assert again.scores_in_use is not None
+    assert again.scores_in_use["mean"] == pytest.approx(found.scores["mean"], abs=0.02)
+    assert again.is_worse == (again.scores["mean"] < again.scores_in_use["mean"])
+
+
+def test_one_stage_alone_leaves_the_others_as_they_are(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]], tmp_path: Path
+) -> None:
+    found, _, tags, paths, _ = candidate
+    again = retrain(paths, tags, RetrainSettings(("student",), minutes=0.0), settings(), tmp_path, found.folder)
+    before, after = CDMPipeline.from_pretrained(found.folder), CDMPipeline.from_pretrained(again.folder)
+    for name in ("unet", "classifier", "pixel_decoder"):
+        for key, tensor in before.networks[name].state_dict().items():
+            assert torch.equal(tensor, after.networks[name].state_dict()[key]), f"{name}.{key}"
+
+
+def test_worse_is_a_lower_mean_on_the_same_tags(tmp_path: Path) -> None:
+    assert Candidate(tmp_path, {"mean": 0.8}, {"mean": 0.9}).is_worse
+    assert not Candidate(tmp_path, {"mean": 0.9}, {"mean": 0.9}).is_worse
+    assert not Candidate(tmp_path, {"mean": 0.1}, None).is_worse
