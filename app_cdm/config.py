@@ -206,6 +206,7 @@ class MaskSettings(Settings):
         saliency_smoothing_mm: the same for the saliency maps of neighbouring positive slices.
         threshold_rule: `otsu` per slice, `otsu_volume` once over the positive slices of a volume, or `fixed`.
         fixed_threshold: threshold on the map scaled to [0, 1], for `fixed`.
+        least_peak: a positive slice whose map peaks lower is scaled up to it, because its mask must not be empty; 0 leaves maps alone.
         refinement: `random_walk` moves the boundary to edges of the image; `none` leaves the map as it is.
         components: keep the `largest` component of a slice or `all` of at least `min_component_px`.
         min_component_px: smallest component kept, in network-resolution pixels.
@@ -218,6 +219,7 @@ class MaskSettings(Settings):
     saliency_smoothing_mm: float = ranged(4.0, 0.0, 100.0)
     threshold_rule: ThresholdRule = "otsu"
     fixed_threshold: float = ranged(0.5, 0.0, 1.0)
+    least_peak: float = ranged(0.0, 0.0, 1.0)
     refinement: Refinement = "none"
     components: Components = "largest"
     min_component_px: int = ranged(4, 1, 10000)

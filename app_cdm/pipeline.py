@@ -31,7 +31,7 @@ from app_cdm.saliency.base import SaliencyModel
 from app_cdm.segmentation.gate import positive_slices as find_positive_slices
 from app_cdm.segmentation.gate import slice_logits, slice_scores
 from app_cdm.segmentation.maps import map_source, slice_uncertainty
-from app_cdm.segmentation.mask import keep_components, masks_on_source_grid, smooth_along_slices, thresholds
+from app_cdm.segmentation.mask import keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
 from app_cdm.segmentation.refinement import refine
 
 Progress = Callable[[float], None]
@@ -372,6 +372,7 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             progress(1.0)
         images = stack.slices[:, 0].numpy()
         maps = smooth_along_slices(maps, positive, geometry.slice_spacing_mm, settings.mask.saliency_smoothing_mm)
+        maps[positive] = raise_peaks(maps[positive], settings.mask.least_peak)
         limits = thresholds(maps, images, positive, settings.mask)
         if settings.mask.refinement == "random_walk":
             maps, limits = refine(maps, limits, images)

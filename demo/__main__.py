@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from demo.cases import Case
-from demo.client import MODEL, Answer, ReplyError, auto_segment, get_info
+from demo.client import Answer, ReplyError, auto_segment, offered_model
 from demo.dicom import series_uid
 from demo.figure import draw_figure
 from demo.report import MIN_MEAN_DICE, Score, failures, score
@@ -71,7 +71,6 @@ def _run(workspace: Path, figure: Path, port: int, extra: tuple[str, ...], *, on
     start = time.perf_counter()
     with LabelServer(workspace / "study", port, workspace / "server.log", workspace / "cache", extra) as server:
         print(f"  answers at {server.url} ({time.perf_counter() - start:.0f} s)")
-        _check_offer(server.url)
         answers, scores = _ask(server.url, cases, workspace / "answers")
         draw_figure(cases, answers, scores, figure)
         wrong = _report(scores, figure)
@@ -80,20 +79,14 @@ def _run(workspace: Path, figure: Path, port: int, extra: tuple[str, ...], *, on
     return 1 if wrong else 0
 
 
-def _check_offer(url: str) -> None:
-    """Complains if the server has no model to offer."""
-    models = get_info(url).get("models", {})
-    if MODEL not in models:
-        raise ReplyError(f"the server offers {sorted(models)} but not {MODEL!r}: are there weights under model/?")
-
-
 def _ask(url: str, cases: list[Case], folder: Path) -> tuple[list[Answer], list[Score]]:
     """One auto-segment click a case."""
-    print(f"Asking for masks: POST {url}/infer/{MODEL}?image=ID")
+    model = offered_model(url)
+    print(f"Asking for masks: POST {url}/infer/{model}?image=ID")
     answers, scores = [], []
     for case in cases:
         image_id = series_uid(case.spec.case_id) if case.spec is DICOM_CASE else case.spec.case_id
-        answers.append(auto_segment(url, image_id, folder))
+        answers.append(auto_segment(url, model, image_id, folder))
         scores.append(score(case, answers[-1]))
         print(f"  {scores[-1]}", flush=True)
     return answers, scores

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import requests
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 
-MODEL = "cdm_saliency"
 INFER_LIMIT_S = 1800.0
 
 
@@ -59,11 +58,24 @@ def get_info(url: str) -> dict[str, Any]:
     return info
 
 
-def auto_segment(url: str, image_id: str, folder: Path) -> Answer:
+def offered_model(url: str) -> str:
+    """The task that a viewer preselects: the first that the server offers.
+
+    Raises:
+        ReplyError: it offers none.
+    """
+    models = list(get_info(url).get("models", {}))
+    if not models:
+        raise ReplyError("the server offers no model: are there weights under model/?")
+    return str(models[0])
+
+
+def auto_segment(url: str, model: str, image_id: str, folder: Path) -> Answer:
     """Asks for a mask and the stored saliency map of an image of the datastore.
 
     Args:
         url: address of the server.
+        model: the infer task.
         image_id: id of the image there.
         folder: where the received files are kept.
 
@@ -73,7 +85,7 @@ def auto_segment(url: str, image_id: str, folder: Path) -> Answer:
     start = time.perf_counter()
     params = {"result_extension": ".nii.gz", "store_saliency": True}
     reply = requests.post(
-        f"{url}/infer/{MODEL}", params={"image": image_id}, files={"params": (None, json.dumps(params))}, timeout=INFER_LIMIT_S
+        f"{url}/infer/{model}", params={"image": image_id}, files={"params": (None, json.dumps(params))}, timeout=INFER_LIMIT_S
     )
     parts = _multipart(_checked(reply))
     wall_s = time.perf_counter() - start

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app_cdm.config import SegmentationSettings, SettingsError
+from app_cdm.config import PreprocessSettings, SegmentationSettings, SettingsError
+from app_cdm.data.slices import cut_slices
 from app_cdm.data.volume import Volume, VolumeError
 from app_cdm.evaluation import EvaluationReport, EvaluationSettings, evaluate, format_report
 from app_cdm.metrics.reference import find_reference_cases
@@ -46,7 +47,16 @@ class ThresholdSegmenter:
         positive = share > 0.02 if positive_slices is None else np.asarray(positive_slices["lesion"])
         mask = (bright & positive).astype(np.uint8)
         return Segmentation(
-            mask, {}, {"lesion": float(share.max())}, {"lesion": share.tolist()}, 2, {}, 10 * int(positive.sum()), self.model_version
+            mask=mask,
+            slice_maps={},
+            geometry=cut_slices(volume, PreprocessSettings(image_size=16), 2).geometry,
+            class_scores={"lesion": float(share.max())},
+            slice_scores={"lesion": share.tolist()},
+            slice_uncertainty={},
+            method="cdm_saliency",
+            timings={},
+            network_evaluations=10 * int(positive.sum()),
+            model_version=self.model_version,
         )
 
 

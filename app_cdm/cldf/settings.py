@@ -52,6 +52,6 @@ class CLDFSettings(Settings):
     max_cache_gib: float = ranged(8.0, 0.01, 10_000.0)
     optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(
-            num_steps=800, batch_size=16, learning_rate=1e-3, num_warmup_steps=50, ema_decay=0.99, mixed_precision=False
+            num_steps=600, batch_size=16, learning_rate=1e-3, num_warmup_steps=50, ema_decay=0.99, mixed_precision=False
         )
     )

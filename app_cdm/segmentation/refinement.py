@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
-from skimage.segmentation import random_walker
+from scipy import sparse
+from scipy.sparse.linalg import spsolve
 
 from app_cdm.saliency.base import FOREGROUND
 
-SURE_FOREGROUND, SURE_BACKGROUND, UNDECIDED, EXCLUDED = 2, 1, 0, -1
-SPACING = (2.0, 1.0, 1.0)  # a step to the next slice is farther than one to the next pixel
+STEP_LENGTHS = (2.0, 1.0, 1.0)  # a step to the next slice is farther than one to the next pixel
+LEAST_WEIGHT = 1e-4  # of a step across the sharpest edge
+OWN_WEIGHT = 1e-7  # of a pixel's own probability, against every step
 
 
 def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -33,16 +33,22 @@ def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np
 
 
 def random_walk(
-    probabilities: np.ndarray, slices: np.ndarray, sure_foreground: float = 0.75, sure_background: float = 0.25, beta: float = 130.0
+    probabilities: np.ndarray, slices: np.ndarray, sure_foreground: float = 0.75, sure_background: float = 0.25, stiffness: float = 30.0
 ) -> np.ndarray:
-    """Probability that a random walk over the image reaches sure foreground before sure background (Grady 2006).
+    """Probability that a random walk over the image reaches sure foreground before sure background (Grady 2006, equation 8).
+
+    A step between neighbours of intensities a and b has the weight exp(-stiffness (a - b)^2) / d^2, with d the step's length.
+
+    *Differs from the paper:* every undecided pixel is pulled to its own probability by a weight so small that it matters only where
+    no walk leads out. scikit-image's `random_walker` is not used because, in the pinned version, a lone sure pixel shifts the
+    answers of all that follow it, which happens wherever a pixel of the scalp stands alone in air.
 
     Args:
         probabilities: `(S, H, W)` in [0, 1], the positive slices of one volume in order.
         slices: `(S, H, W)` images in [-1, 1].
         sure_foreground: probability from which a pixel is sure to be the target.
         sure_background: probability up to which it is sure not to be.
-        beta: how much a step of intensity hinders the walk.
+        stiffness: how much a step of intensity hinders the walk.
 
     Returns:
         `(S, H, W)` float32; unchanged where nothing is sure or nothing undecided, 0 outside the body.
@@ -50,18 +56,46 @@ def random_walk(
     body = slices > FOREGROUND
     result = np.asarray(probabilities * body, dtype=np.float32)
     box = _box(result > sure_background)
-    values, inside = result[box], body[box]
-    marks = np.full(values.shape, UNDECIDED, dtype=np.int32)
-    marks[values >= sure_foreground] = SURE_FOREGROUND
-    marks[values <= sure_background] = SURE_BACKGROUND
-    marks[~inside] = EXCLUDED
-    if not {SURE_FOREGROUND, SURE_BACKGROUND, UNDECIDED} <= set(np.unique(marks).tolist()):
+    values, inside = result[box].astype(np.float64), body[box]
+    is_foreground, is_background = inside & (values >= sure_foreground), inside & (values <= sure_background)
+    undecided = inside & ~is_foreground & ~is_background
+    if not (is_foreground.any() and is_background.any() and undecided.any()):
         return result
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pockets that no walk leaves keep no probability, and are background
-        found = random_walker(slices[box].astype(np.float64), marks, beta=beta, mode="cg_j", return_full_prob=True, spacing=SPACING)
-    result[box] = np.clip(np.nan_to_num(np.asarray(found)[1], nan=0.0), 0.0, 1.0) * inside
+    system, flow = _laplacian(slices[box].astype(np.float64), inside, undecided, is_foreground, stiffness)
+    own = values[undecided]
+    pull = sparse.identity(len(own), format="csc") * OWN_WEIGHT
+    found = spsolve(system + pull, flow + OWN_WEIGHT * own, permc_spec="MMD_AT_PLUS_A")
+    values[undecided] = np.clip(found, 0.0, 1.0)
+    values[is_foreground], values[is_background] = 1.0, 0.0
+    result[box] = values * inside
     return result
+
+
+def _laplacian(
+    image: np.ndarray, inside: np.ndarray, undecided: np.ndarray, is_foreground: np.ndarray, stiffness: float
+) -> tuple[sparse.csc_matrix, np.ndarray]:
+    """Laplacian among the undecided pixels, and the weight of each one's steps into sure foreground."""
+    number = np.full(inside.shape, -1, dtype=np.int64)
+    number[undecided] = np.arange(int(undecided.sum()))
+    diagonal, flow = np.zeros(int(undecided.sum())), np.zeros(int(undecided.sum()))
+    rows, columns, weights = [], [], []
+    for axis, length in enumerate(STEP_LENGTHS):
+        here, there = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(None, -1), slice(1, None)))
+        is_edge = inside[here] & inside[there]
+        step = image[here] - image[there]
+        weight = np.maximum(np.exp(-stiffness * step**2), LEAST_WEIGHT)[is_edge] / length**2
+        first, second = number[here][is_edge], number[there][is_edge]
+        for one, other, ends in ((first, second, is_foreground[there][is_edge]), (second, first, is_foreground[here][is_edge])):
+            leaves = one >= 0
+            np.add.at(diagonal, one[leaves], weight[leaves])
+            np.add.at(flow, one[leaves & ends], weight[leaves & ends])
+            within = leaves & (other >= 0)
+            rows.append(one[within])
+            columns.append(other[within])
+            weights.append(-weight[within])
+    size = (len(diagonal), len(diagonal))
+    between = sparse.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=size)
+    return (between + sparse.diags(diagonal)).tocsc(), flow
 
 
 def _box(wanted: np.ndarray) -> tuple[slice, ...]:

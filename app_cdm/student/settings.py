@@ -41,7 +41,7 @@ class StudentSettings(Settings):
     )
     augmentation: AugmentationSettings = STRONG
     noise: float = ranged(0.1, 0.0, 1.0)
-    num_rounds: int = ranged(3, 1, 10)
+    num_rounds: int = ranged(2, 1, 10)
     ignored_band: float = ranged(0.1, 0.0, 0.5)
     negative_weight: float = ranged(0.3, 0.0, 1.0)
     dice_weight: float = ranged(1.0, 0.0, 10.0)

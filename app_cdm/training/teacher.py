@@ -15,6 +15,7 @@ from app_cdm.data.dataset import TaggedSlices
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork, with_neighbours
 from app_cdm.saliency.base import FOREGROUND, SaliencyModel
+from app_cdm.segmentation.mask import LEAST_PEAK, raise_peaks
 from app_cdm.segmentation.refinement import random_walk
 
 Progress = Callable[[int], None]
@@ -65,7 +66,9 @@ def student_probabilities(student: StudentNetwork, data: TaggedSlices, index: to
 def teach(data: TaggedSlices, index: torch.Tensor, opinions: list[torch.Tensor], progress: Progress | None = None) -> torch.Tensor:
     """The mean of several opinions, with boundaries that follow the image.
 
-    Maps of different origin make different errors, so their plain mean is better than each; no weight is tuned.
+    Every slice is tagged positive, so every opinion is raised to a peak on it (`raise_peaks`): a student that is unsure whether there is
+    anything would otherwise teach the next one to be less sure. Maps of different origin make different errors, so their plain
+    mean is better than each; no weight is tuned.
 
     Args:
         data: the tagged slices.
@@ -76,7 +79,7 @@ def teach(data: TaggedSlices, index: torch.Tensor, opinions: list[torch.Tensor],
     Returns:
         `(M, H, W)` float32 probabilities.
     """
-    mean = torch.stack(opinions).mean(dim=0)
+    mean = torch.stack([torch.from_numpy(raise_peaks(opinion.numpy(), LEAST_PEAK)) for opinion in opinions]).mean(dim=0)
     return _by_volume(data, index, lambda rows, slices: random_walk(mean[rows].numpy(), slices[:, 0].numpy()), progress)
 
 

@@ -14,7 +14,7 @@ from skimage.filters import threshold_otsu
 from app_cdm.config import MaskSettings, PreprocessSettings
 from app_cdm.data.slices import SliceGeometry, cut_slices
 from app_cdm.data.volume import Volume
-from app_cdm.segmentation.mask import keep_components, masks_on_source_grid, smooth_along_slices, thresholds
+from app_cdm.segmentation.mask import MAX_FACTOR, keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
 
 RNG = np.random.default_rng(0)
 
@@ -154,3 +154,36 @@ def test_mask_stays_next_to_what_was_kept(seed: int, size: int, which: str) -> N
             assert not in_stack_order[index].any()
         elif size >= 16:
             assert in_stack_order[index].any()
+
+
+def test_peaks_are_raised_where_they_are_too_low_and_left_alone_elsewhere() -> None:
+    maps = np.zeros((3, 64, 64), dtype=np.float32)
+    maps[0, 10:14, 10:14], maps[1, 10:14, 10:14] = 0.3, 0.95
+    before = maps.copy()
+    raised = raise_peaks(maps, 0.9)
+    np.testing.assert_allclose(raised[0], before[0] * 3, atol=1e-6)
+    np.testing.assert_array_equal(raised[1:], before[1:])
+    np.testing.assert_array_equal(maps, before)
+    np.testing.assert_array_equal(raise_peaks(maps, 0.0), before)
+
+
+def test_one_bright_pixel_is_no_peak_and_noise_is_not_blown_up() -> None:
+    maps = np.full((1, 64, 64), 1e-5, dtype=np.float32)
+    assert raise_peaks(maps, 0.9).max() == pytest.approx(1e-5 * MAX_FACTOR)
+    maps[0, 3, 3] = 0.95
+    maps[0, 20:24, 20:24] = 0.3
+    assert raise_peaks(maps, 0.9)[0, 22, 22] > 0.6
+
+
+@given(st.floats(0.05, 1.0), st.integers(0, 50))
+def test_raised_maps_are_probabilities_in_the_same_order(least_peak: float, seed: int) -> None:
+    maps = np.random.default_rng(seed).random((2, 32, 32)).astype(np.float32) * 0.5
+    raised = raise_peaks(maps, least_peak)
+    assert raised.max() <= 1
+    assert (raised >= maps - 1e-7).all()
+    order = maps[0].ravel().argsort()
+    assert (np.diff(raised[0].ravel()[order]) >= 0).all()
+
+
+def test_no_slices_have_no_peaks() -> None:
+    assert raise_peaks(np.zeros((0, 8, 8), dtype=np.float32), 0.9).shape == (0, 8, 8)
