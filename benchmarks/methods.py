@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,13 @@ def document(options: argparse.Namespace) -> str:
         "",
         "| mode | volume Dice | slice Dice | found | clean negatives | HD95 px | s a case | errors | wrong geometry |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_rest_line(run, row) for row in ROWS),
+        *_lines(run, "rest", ROWS),
         "",
         "## `lgg` test with the tags given: the papers' protocol",
         "",
         "| mode | slice Dice | slice IoU | HD95 px | positive slices | network evaluations a positive slice |",
         "|---|---|---|---|---|---|",
-        *(_tag_line(run, row) for row in ROWS),
+        *_lines(run, "tags", ROWS),
         "",
         "## External data",
         "",
@@ -158,7 +159,7 @@ def document(options: argparse.Namespace) -> str:
         "",
         "| task, no retraining | volume Dice | slice Dice | found | clean negatives | HD95 px | s a case | errors | wrong geometry |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_rest_line(run, row) for row in EXTERNAL),
+        *_lines(run, "rest", EXTERNAL),
         "",
         "## Cost",
         "",
@@ -214,11 +215,17 @@ def _choice(what: str, choice: dict[str, Any], key: str, criterion: str) -> str:
     return f"| {what}: {choice['chosen']} | {criterion} | {candidates} |"
 
 
+def _lines(run: Path, kind: str, rows: Sequence[Row]) -> list[str]:
+    """Lines of the rows that have been scored, and which have not."""
+    line = {"rest": _rest_line, "tags": _tag_line}[kind]
+    scored = [row for row in rows if (run / f"{kind}_{row.key}.json").exists()]
+    missing = [row.key for row in rows if row not in scored]
+    note = ["", f"Not scored in this run: {', '.join(f'`{key}`' for key in missing)}; `make benchmark` scores them."] if missing else []
+    return [line(run, row) for row in scored] + note
+
+
 def _rest_line(run: Path, row: Row) -> str:
-    path = run / f"rest_{row.key}.json"
-    if not path.exists():
-        return f"| {row.name} | not scored | | | | | | | |"
-    s = json.loads(path.read_text())["summary"]
+    s = json.loads((run / f"rest_{row.key}.json").read_text())["summary"]
     low, high = s["volume_dice_ci95"]
     return (
         f"| {row.name} | {s['volume_dice']:.3f} [{low:.3f}, {high:.3f}] | {s['slice_dice']:.3f} | {s['slice_found']:.3f} | "
@@ -227,10 +234,7 @@ def _rest_line(run: Path, row: Row) -> str:
 
 
 def _tag_line(run: Path, row: Row) -> str:
-    path = run / f"tags_{row.key}.json"
-    if not path.exists():
-        return f"| {row.name} | not scored | | | | |"
-    report = EvaluationReport.from_json(path.read_text())
+    report = EvaluationReport.from_json((run / f"tags_{row.key}.json").read_text())
     dice, iou, hd95 = (report.figures[name] for name in ("slice_dice", "slice_iou", "slice_hd95_px"))
     evaluations = sum(case.network_evaluations for case in report.cases) / max(1, dice.n)
     return (

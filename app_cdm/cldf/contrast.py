@@ -28,7 +28,7 @@ def draw_pixels(seeds: torch.Tensor, margin: torch.Tensor, count: int, hard_shar
         candidates = torch.nonzero(seeds.flatten() == value)[:, 0]
         hard_count = min(int(count * hard_share), len(candidates))
         hardness = sign * margin.detach().flatten().cpu()[candidates]
-        # Of a random pool twice as large, so that one mislabelled corner does not fill every batch.
+        # Of a random pool four times as large, so that one mislabelled corner does not fill every batch.
         pool = torch.randperm(len(candidates), generator=generator)[: 4 * hard_count]
         hard = candidates[pool[hardness[pool].argsort()[:hard_count]]]
         easy = candidates[torch.randperm(len(candidates), generator=generator)[: count - hard_count]]
@@ -37,7 +37,7 @@ def draw_pixels(seeds: torch.Tensor, margin: torch.Tensor, count: int, hard_shar
 
 
 def pixel_info_nce(foreground: torch.Tensor, background: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Supervised contrastive loss between two sets of unit vectors (Khosla et al. 2020, equation 2).
+    """Supervised contrastive loss between two sets of unit vectors (Wang et al. 2021, "Cross-image pixel contrast", equation 3).
 
     Every foreground pixel is an anchor; its positives are the other foreground pixels, its negatives all background
     pixels. Background pixels are no anchors: what is not the target need not look alike.

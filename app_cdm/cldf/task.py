@@ -101,8 +101,13 @@ def fit_prototypes(decoder: PixelDecoder, classes: Sequence[SeededFeatures], see
             for value, parts in found.items():
                 inside = torch.nonzero(data.seeds[index].flatten() == value)[:, 0]
                 share = MAX_FITTED_PIXELS * len(index) // len(data.seeds) + 1
-                parts.append(embedding[inside[torch.randperm(len(inside), generator=generator)[: share * 2]]])
+                parts.append(embedding[inside[torch.randperm(len(inside), generator=generator)[:share]]])
         foreground, background = (torch.cat(found[value]) for value in (FOREGROUND, BACKGROUND))
+        fewest = max(decoder.foreground.shape[1], decoder.background.shape[1])
+        if min(len(foreground), len(background)) < fewest:
+            raise ValueError(
+                f"class {class_index}: {len(foreground)} foreground and {len(background)} background seeds are too few; tag more slices"
+            )
         for prototypes, embeddings in ((decoder.foreground, foreground), (decoder.background, background)):
             centres, _ = kmeans2(embeddings.double().numpy(), prototypes.shape[1], minit="++", seed=seed)
             prototypes[class_index] = F.normalize(torch.from_numpy(centres).float(), dim=1).to(device)

@@ -69,6 +69,7 @@ def train_decoder(
         seeded = [
             SeededFeatures(blocks, _at_features(own, index, blocks)) for blocks, own, index in zip(features, seeds, slices, strict=True)
         ]
+        _check_seeds(seeded, data.class_names)
         decoder = _train_round(seeded, settings, stage, number)
     assert decoder is not None  # num_rounds is at least one
     del seeded, features  # the maps into memory end before their files
@@ -97,10 +98,14 @@ def _train_round(seeded: Sequence[SeededFeatures], settings: CLDFSettings, stage
 
 def _first_seeds(data: TaggedSlices, class_index: int, votes: Votes, saliency: SaliencySettings, settings: CLDFSettings) -> torch.Tensor:
     """`(M, H, W)` seeds of the positive slices by vote."""
-    seeds = seeds_of_class(data, class_index, votes, saliency, settings.seeds)
-    if not (seeds == FOREGROUND).any() or not (seeds == BACKGROUND).any():
-        raise ValueError(f"class {data.class_names[class_index]!r}: the maps agree on no pixel; tag more slices, or loosen SeedSettings")
-    return seeds
+    return seeds_of_class(data, class_index, votes, saliency, settings.seeds)
+
+
+def _check_seeds(seeded: Sequence[SeededFeatures], class_names: Sequence[str]) -> None:
+    """Before a round, and at the resolution that it learns at."""
+    for name, own in zip(class_names, seeded, strict=True):
+        if not (own.seeds == FOREGROUND).any() or not (own.seeds == BACKGROUND).any():
+            raise ValueError(f"class {name!r}: the maps agree on no pixel; tag more slices, or loosen SeedSettings")
 
 
 def _agreed_seeds(

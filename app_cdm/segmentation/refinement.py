@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import spsolve
+from scipy.sparse.linalg import cg
 
 from app_cdm.saliency.base import FOREGROUND
 
 STEP_LENGTHS = (2.0, 1.0, 1.0)  # a step to the next slice is farther than one to the next pixel
 LEAST_WEIGHT = 1e-4  # of a step across the sharpest edge
 OWN_WEIGHT = 1e-7  # of a pixel's own probability, against every step
+TOLERANCE = 1e-8
+MAX_ITERATIONS = 20_000
 
 
 def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +24,7 @@ def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np
         slices: `(S, H, W)` images in [-1, 1].
 
     Returns:
-        `(S, H, W)` probabilities, and the threshold of one half where there was a finite one.
+        `(S, H, W)` probabilities, and the threshold of one half where there was one above 0; other slices stay empty.
     """
     usable = np.isfinite(limits) & (limits > 0)
     refined = np.zeros_like(maps)
@@ -63,18 +65,29 @@ def random_walk(
         return result
     system, flow = _laplacian(slices[box].astype(np.float64), inside, undecided, is_foreground, stiffness)
     own = values[undecided]
-    pull = sparse.identity(len(own), format="csc") * OWN_WEIGHT
-    found = spsolve(system + pull, flow + OWN_WEIGHT * own, permc_spec="MMD_AT_PLUS_A")
-    values[undecided] = np.clip(found, 0.0, 1.0)
+    values[undecided] = np.clip(_solve(system, flow + OWN_WEIGHT * own, own), 0.0, 1.0)
     values[is_foreground], values[is_background] = 1.0, 0.0
     result[box] = values * inside
     return result
 
 
+def _solve(system: sparse.csr_matrix, right: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Solves the symmetric, positive definite system by conjugate gradients; its cost grows little faster than the pixels.
+
+    Raises:
+        ArithmeticError: no convergence, which a system like this one cannot cause.
+    """
+    jacobi = sparse.diags(1.0 / system.diagonal())
+    found, failed = cg(system, right, x0=start, rtol=TOLERANCE, atol=0.0, maxiter=MAX_ITERATIONS, M=jacobi)
+    if failed:
+        raise ArithmeticError(f"the random walk over {len(start)} pixels has not converged: set refinement = 'none', and please report it")
+    return np.asarray(found)
+
+
 def _laplacian(
     image: np.ndarray, inside: np.ndarray, undecided: np.ndarray, is_foreground: np.ndarray, stiffness: float
-) -> tuple[sparse.csc_matrix, np.ndarray]:
-    """Laplacian among the undecided pixels, and the weight of each one's steps into sure foreground."""
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Laplacian among the undecided pixels with their own pull, and the weight of each one's steps into sure foreground."""
     number = np.full(inside.shape, -1, dtype=np.int64)
     number[undecided] = np.arange(int(undecided.sum()))
     diagonal, flow = np.zeros(int(undecided.sum())), np.zeros(int(undecided.sum()))
@@ -95,7 +108,7 @@ def _laplacian(
             weights.append(-weight[within])
     size = (len(diagonal), len(diagonal))
     between = sparse.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=size)
-    return (between + sparse.diags(diagonal)).tocsc(), flow
+    return (between + sparse.diags(diagonal + OWN_WEIGHT)).tocsr(), flow
 
 
 def _box(wanted: np.ndarray) -> tuple[slice, ...]:
