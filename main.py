@@ -9,9 +9,12 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
+from lib.activelearning.cache import doubts_folder
+from lib.activelearning.scorer import DoubtScorer
 from lib.activelearning.strategies import strategies
 from lib.datastore import FolderDatastore
 from lib.infers.batch import BatchInfer
@@ -19,6 +22,8 @@ from lib.infers.run import run_inference
 from lib.infers.segmentation import segmentation_tasks
 from lib.models import ModelStore, known_class_names
 from lib.options import AppOptions
+from lib.scoring.weak_label import NAME as WEAK_LABEL_SCORE
+from lib.scoring.weak_label import WeakLabelScore
 from lib.server.install import has_web_application, install_server
 from lib.tags.book import TagBook
 from lib.tags.datastore import add_tags
@@ -45,9 +50,11 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
             version="0.1.0",
             labels=list(self.options.classes) or None,  # None: those of the models
         )
+        self._auto_update_scoring = False  # the host would score on every click of Next Sample
         if has_web_application():  # not in the processes that train or run batches
             self.models.announce()
             install_server(self.options)
+            self.doubts.start()
 
     def init_datastore(self) -> Datastore:
         store = TagStore(tags_file(self.studies, self.options.cache_dir, self.options.tags_file))
@@ -61,6 +68,7 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
                 read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
             )
         self.tags = TagBook(store, DatastoreImages(datastore), lambda: known_class_names(self.options))
+        self.doubts = DoubtScorer(self.models, datastore, self.tags, doubts_folder(self.studies, self.options.cache_dir))
         return add_tags(datastore, self.tags)
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -70,7 +78,10 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
         return {WEAK_LABEL: WeakLabel(self.options, self.tags, self.datastore().get_image_uri)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return strategies(self.tags)
+        return strategies(self.tags, self.doubts)
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        return {WEAK_LABEL_SCORE: WeakLabelScore(self.models, self.tags)}
 
     def init_batch_infer(self) -> Callable[..., Any]:
         return BatchInfer()

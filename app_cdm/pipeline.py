@@ -31,7 +31,7 @@ from app_cdm.saliency.base import SaliencyModel
 from app_cdm.segmentation.gate import positive_slices as find_positive_slices
 from app_cdm.segmentation.gate import slice_logits, slice_scores
 from app_cdm.segmentation.maps import map_source, slice_uncertainty
-from app_cdm.segmentation.mask import keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
+from app_cdm.segmentation.mask import LEAST_PEAK, keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
 from app_cdm.segmentation.refinement import refine
 
 Progress = Callable[[float], None]
@@ -40,7 +40,12 @@ MODULES = ("unet", "condition_embedding", "classifier", "pixel_decoder", "studen
 
 # Maps of the decoder and the student are probabilities: their threshold is known, and several components are no noise.
 PROBABILITY_MASK = MaskSettings(
-    threshold_rule="fixed", fixed_threshold=0.5, refinement="random_walk", components="all", saliency_smoothing_mm=0.0
+    threshold_rule="fixed",
+    fixed_threshold=0.5,
+    least_peak=LEAST_PEAK,
+    refinement="random_walk",
+    components="all",
+    saliency_smoothing_mm=0.0,
 )
 
 

@@ -45,6 +45,10 @@ class UnusableRequestError(ValueError):
     """A request that cannot be followed; the message says what to send instead."""
 
 
+class TaskBusyError(Exception):
+    """A background task of this kind is running; the message says what to do."""
+
+
 STATUS_OF: dict[type[Exception], HTTPStatus] = {
     UnknownNameError: HTTPStatus.NOT_FOUND,
     UnusableRequestError: HTTPStatus.BAD_REQUEST,
@@ -52,6 +56,7 @@ STATUS_OF: dict[type[Exception], HTTPStatus] = {
     TagError: HTTPStatus.BAD_REQUEST,
     NothingToUndoError: HTTPStatus.CONFLICT,
     TooFewTagsError: HTTPStatus.CONFLICT,
+    TaskBusyError: HTTPStatus.TOO_MANY_REQUESTS,
     TrainingBusyError: HTTPStatus.TOO_MANY_REQUESTS,
     VersionError: HTTPStatus.NOT_FOUND,
     VolumeError: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -21,6 +21,7 @@ from lib.datastore import FolderDatastore
 from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
 from lib.server.rules import RULES
+from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,19 @@ STOCK_MODULES = (activelearning, batch_infer, datastore, infer, info, logs, mode
 
 # These may take long; they wait for a turn of their own, so that they never use up the threads of quick routes.
 LONG_ROUTES = frozenset(
-    {"infer.api_run_inference", "batch_infer.api_run", "train.api_run", "train.api_run_model", "scoring.api_run_method"}
+    {"infer.api_run_inference", "batch_infer.api_run", "train.api_run", "train.api_run_model", "scoring.api_run", "scoring.api_run_method"}
 )
 
 # Arguments that become paths or keys; a route that takes one must have a rule.
 TAKES_NAMES = frozenset({"image", "id", "label", "tag", "model", "strategy", "method", "session_id", "file", "files"})
 
-REPLACED: dict[str, Callable[..., Any]] = {"batch_infer.api_run": start_batch, "batch_infer.api_stop": stop_batch}
+REPLACED: dict[str, Callable[..., Any]] = {
+    "batch_infer.api_run": start_batch,
+    "batch_infer.api_stop": stop_batch,
+    "scoring.api_run": start_all_scoring,
+    "scoring.api_run_method": start_scoring,
+    "scoring.api_stop": stop_scoring,
+}
 
 
 def checked_routes(waiting_requests: int) -> list[APIRoute]:

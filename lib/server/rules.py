@@ -149,8 +149,15 @@ def train(app: MONAILabelApp, arguments: Arguments) -> None:
 
 
 def scoring(app: MONAILabelApp, arguments: Arguments) -> None:
-    """A known scoring method."""
+    """A known scoring method that has what it needs."""
     known_task("scoring method", arguments["method"], app._scoring_methods)
+    app._scoring_methods[arguments["method"]].check()
+
+
+def all_scoring(app: MONAILabelApp, arguments: Arguments) -> None:
+    """Scoring methods that have what they need."""
+    for method in app._scoring_methods.values():
+        method.check()
 
 
 def strategy(app: MONAILabelApp, arguments: Arguments) -> None:
@@ -201,6 +208,7 @@ RULES: dict[str, Rule] = {
     "infer.api_run_inference": infer,
     "batch_infer.api_run": batch,
     "train.api_run_model": train,
+    "scoring.api_run": all_scoring,
     "scoring.api_run_method": scoring,
     "activelearning.api_sample": strategy,
     "session.api_get_session": session,

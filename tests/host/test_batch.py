@@ -62,4 +62,4 @@ def test_stop_ends_a_batch_between_two_images(url: str) -> None:
     again = requests.post(f"{url}/batch/infer/{MODEL}", timeout=10)
     assert requests.delete(f"{url}/batch/infer", timeout=10).status_code == 200
     assert wait_for_batch(url)["status"] == "STOPPED"
-    assert again.status_code == 400 and "running" in again.json()["detail"]
+    assert again.status_code == 429 and "running" in again.json()["detail"]

@@ -95,16 +95,16 @@ def test_label_of_another_place_is_stored_but_gives_no_tags(client: Any, tag_ser
 
 def test_strategies_pass_over_tagged_images_unless_asked(client: Any, tag_server: Server) -> None:
     every = sorted(client.datastore()["objects"])
-    assert set(client.info()["strategies"]) == {"next", "random", "untagged", "first"}
+    assert set(client.info()["strategies"]) == {"uncertain", "next", "random", "untagged", "first"}
     body = {"tags": {name: {"edema": False, "tumor": True} for name in every if name not in ("case0", "case2")}}
     body["tags"] |= {"case0": {"edema": True, "tumor": None}, "case2": {"edema": None, "tumor": None}}
     requests.post(f"{tag_server.url}/tags/bulk", json=body, timeout=30).raise_for_status()
     assert {client.next_sample("first", {})["id"] for _ in range(2)} == {"case0"}
     offered = client.next_sample("untagged", {})
     assert offered["id"] in ("case0", "case2") and offered["name"].endswith(".nii.gz") and Path(offered["path"]).is_file()
-    assert {client.next_sample(strategy, {})["id"] for strategy in ("next", "random", "untagged")} <= {"case0", "case2"}
+    assert {client.next_sample(strategy, {})["id"] for strategy in ("uncertain", "next", "random", "untagged")} <= {"case0", "case2"}
     requests.put(f"{tag_server.url}/tags/case0", json={"tags": {"tumor": False}}, timeout=30).raise_for_status()
-    assert {client.next_sample(strategy, {})["id"] for strategy in ("first", "next", "random", "untagged")} == {"case2"}
+    assert {client.next_sample(strategy, {})["id"] for strategy in ("first", "uncertain", "next", "random", "untagged")} == {"case2"}
     requests.put(f"{tag_server.url}/tags/case2", json={"tags": {"edema": False, "tumor": False}}, timeout=30).raise_for_status()
     assert client.next_sample("untagged", {}) == client.next_sample("random", {}) == client.next_sample("first", {}) == {}
     assert client.next_sample("first", {"include_tagged": True})["id"] == every[0]

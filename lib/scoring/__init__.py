@@ -1,0 +1,1 @@
+"""Scoring methods: how good the model in service is on what people have said meanwhile."""

@@ -1,0 +1,121 @@
+"""Dice of fresh masks against the final labels of a datastore; never used to train or to choose anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import Datastore
+
+from app_cdm.data.volume import Volume, VolumeError, read_volume
+from app_cdm.metrics.overlap import dice
+from app_cdm.pipeline import CDMPipeline
+from lib.tags.mask import GRID_TOLERANCE, class_numbers, label_to_image
+from lib.tags.submission import FINAL
+from lib.turns import Turns
+
+Say = Callable[[str], None]
+
+
+def score_final_labels(
+    pipeline: CDMPipeline, datastore: Datastore, class_names: Sequence[str], held_out: Collection[str], turns: Turns, say: Say
+) -> dict[str, Any]:
+    """Volume Dice of every image with a final label, by class.
+
+    Args:
+        pipeline: makes the masks, by its most accurate method with its own settings.
+        datastore: images and labels; of a DICOMweb server, the labels that were submitted to this server.
+        class_names: that labels are numbered by where a viewer sent no names.
+        held_out: images of held-out patients.
+        turns: gives the network.
+        say: told what was found.
+
+    Returns:
+        `method`; `dice`: class -> `mean`, `n`, `mean_held_out`, `n_held_out` and `num_undefined` (mask and label both empty, not in the
+        mean); `images`: image -> `dice` by class and `is_held_out`, or `error`.
+
+    Raises:
+        StoppedError: the work is to end.
+    """
+    images: dict[str, dict[str, Any]] = {}
+    for image in labelled_images(datastore):
+        try:
+            images[image] = {"dice": _score(pipeline, datastore, class_names, image, turns), "is_held_out": image in held_out}
+        except (VolumeError, OSError, ValueError) as error:
+            images[image] = {"error": str(error)}
+        say(f"final label of {image}: {images[image].get('error') or _shown(images[image]['dice'])}")
+    scored = [entry for entry in images.values() if "dice" in entry]
+    by_class = {name: _summary(name, scored) for name in pipeline.class_names if any(name in entry["dice"] for entry in scored)}
+    return {"method": pipeline.methods[0], "dice": by_class, "images": images}
+
+
+def labelled_images(datastore: Datastore) -> list[str]:
+    """Images whose final label is on this machine, by name; DICOMweb's own would ask the PACS for series."""
+    if isinstance(datastore, DICOMWebDatastore):
+        return sorted(LocalDatastore.get_labeled_images(datastore))
+    return sorted(datastore.get_labeled_images())
+
+
+def on_image_grid(label: Volume, image: Volume) -> np.ndarray:
+    """A label that is turned, flipped or cropped against its image, voxel by voxel on the image's grid: `(X, Y, Z)` integers.
+
+    Raises:
+        VolumeError: its voxels are not the image's, or it lies beside the image.
+    """
+    transform = label_to_image(label, image)
+    turn = np.rint(transform[:3, :3])
+    is_turn = np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) and np.abs(transform[:3, :3] - turn).max() < GRID_TOLERANCE
+    if not is_turn:
+        raise VolumeError(
+            f"the label's voxels of {_shown_mm(label)} are not those of the image, {_shown_mm(image)}: submit it on the image's grid"
+        )
+    marked = np.argwhere(label.array > 0)
+    placed = np.rint(marked @ turn.T + transform[:3, 3]).astype(int)
+    if len(placed) and (placed.min() < 0 or (placed.max(axis=0) >= image.array.shape).any()):
+        raise VolumeError("the label lies outside the image: submit it on the image's own grid")
+    reference = np.zeros(image.array.shape, dtype=np.int64)
+    reference[tuple(placed.T)] = label.array[tuple(marked.T)]
+    return reference
+
+
+def _score(pipeline: CDMPipeline, datastore: Datastore, class_names: Sequence[str], image: str, turns: Turns) -> dict[str, float]:
+    volume = read_volume(Path(datastore.get_image_uri(image)))
+    reference = on_image_grid(read_volume(Path(LocalDatastore.get_label_uri(datastore, image, FINAL))), volume)
+    info = LocalDatastore.get_label_info(datastore, image, FINAL)
+    with turns.turn():
+        mask = pipeline.segment(volume).mask
+    numbers = class_numbers(class_names, info.get("label_info"))
+    return {
+        name: dice(mask == pipeline.class_names.index(name) + 1, _holds(reference, value))
+        for name, value in numbers.items()
+        if name in pipeline.class_names
+    }
+
+
+def _holds(reference: np.ndarray, value: int) -> np.ndarray:
+    return (reference == value) & (reference > 0)
+
+
+def _summary(name: str, scored: list[dict[str, Any]]) -> dict[str, Any]:
+    pairs = [(entry["dice"][name], entry["is_held_out"]) for entry in scored if name in entry["dice"]]
+    defined = [(value, is_held_out) for value, is_held_out in pairs if not np.isnan(value)]
+    held_out = [value for value, is_held_out in defined if is_held_out]
+    return {
+        "mean": float(np.mean([value for value, _ in defined])) if defined else float("nan"),
+        "n": len(defined),
+        "mean_held_out": float(np.mean(held_out)) if held_out else float("nan"),
+        "n_held_out": len(held_out),
+        "num_undefined": len(pairs) - len(defined),
+    }
+
+
+def _shown(by_class: dict[str, float]) -> str:
+    return "Dice " + ", ".join(f"{name} {value:.3f}" for name, value in by_class.items())
+
+
+def _shown_mm(volume: Volume) -> str:
+    return " x ".join(f"{size:.2f}" for size in volume.spacing_mm) + " mm"
