@@ -31,7 +31,7 @@ def cost_table(pipeline: CDMPipeline) -> list[str]:
     published = found[PUBLISHED][1]
     lines = ["| method | U-Net evaluations a slice | multiply-adds a slice (10^9) | share of CDM as published |", "|---|---|---|---|"]
     for name, (evaluations, multiply_adds) in found.items():
-        share = f"1 / {published / multiply_adds:.0f}" if 0 < multiply_adds < published else f"{multiply_adds / published:.2f}"
+        share = f"1 / {published / multiply_adds:.0f}" if 0 < multiply_adds <= published / 2 else f"{multiply_adds / published:.2f}"
         lines.append(f"| `{name}` | {evaluations} | {multiply_adds / 1e9:.3f} | {share} |")
     return lines
 

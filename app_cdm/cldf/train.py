@@ -56,7 +56,7 @@ def train_decoder(
     torch.manual_seed(stage.seed)
     source = _untrained(model, network) if settings.random_features else model
     caches = [FeatureCache(stage.folder / f"features_{c}", settings.max_cache_gib) for c in range(len(data.class_names))]
-    seeds = [_first_seeds(data, class_index, found, saliency, settings) for class_index, found in enumerate(votes)]
+    seeds = [seeds_of_class(data, class_index, found, saliency, settings.seeds) for class_index, found in enumerate(votes)]
     slices = [_slices_of_class(data, class_index, found, settings, stage.seed) for class_index, found in enumerate(votes)]
     features = []
     for class_index, (name, cache, index) in enumerate(zip(data.class_names, caches, slices, strict=True)):
@@ -94,11 +94,6 @@ def _train_round(seeded: Sequence[SeededFeatures], settings: CLDFSettings, stage
     TrainingLoop(task, settings.optimizer, stage.folder, stage.run_id, stage.seed + number, stage.device, stage.watch).run(stage.progress)
     fit_prototypes(decoder, seeded, stage.seed)
     return decoder.requires_grad_(False)
-
-
-def _first_seeds(data: TaggedSlices, class_index: int, votes: Votes, saliency: SaliencySettings, settings: CLDFSettings) -> torch.Tensor:
-    """`(M, H, W)` seeds of the positive slices by vote."""
-    return seeds_of_class(data, class_index, votes, saliency, settings.seeds)
 
 
 def _check_seeds(seeded: Sequence[SeededFeatures], class_names: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ from skimage.filters import threshold_otsu
 
 from app_cdm.config import MaskSettings
 from app_cdm.data.slices import SliceGeometry
+from app_cdm.saliency.base import FOREGROUND
 
-FOREGROUND = -0.95
 LEAST_PEAK = 0.9
 PEAK_SHARE = 0.002  # of a slice's pixels, whose mean is its peak
 MAX_FACTOR = 50.0

@@ -89,8 +89,9 @@ def _laplacian(
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Laplacian among the undecided pixels with their own pull, and the weight of each one's steps into sure foreground."""
     number = np.full(inside.shape, -1, dtype=np.int64)
-    number[undecided] = np.arange(int(undecided.sum()))
-    diagonal, flow = np.zeros(int(undecided.sum())), np.zeros(int(undecided.sum()))
+    size = int(undecided.sum())
+    number[undecided] = np.arange(size)
+    diagonal, flow = np.zeros(size), np.zeros(size)
     rows, columns, weights = [], [], []
     for axis, length in enumerate(STEP_LENGTHS):
         here, there = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(None, -1), slice(1, None)))
@@ -100,14 +101,13 @@ def _laplacian(
         first, second = number[here][is_edge], number[there][is_edge]
         for one, other, ends in ((first, second, is_foreground[there][is_edge]), (second, first, is_foreground[here][is_edge])):
             leaves = one >= 0
-            np.add.at(diagonal, one[leaves], weight[leaves])
-            np.add.at(flow, one[leaves & ends], weight[leaves & ends])
+            diagonal += np.bincount(one[leaves], weight[leaves], size)
+            flow += np.bincount(one[leaves & ends], weight[leaves & ends], size)
             within = leaves & (other >= 0)
             rows.append(one[within])
             columns.append(other[within])
             weights.append(-weight[within])
-    size = (len(diagonal), len(diagonal))
-    between = sparse.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=size)
+    between = sparse.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(size, size))
     return (between + sparse.diags(diagonal + OWN_WEIGHT)).tocsr(), flow
 
 

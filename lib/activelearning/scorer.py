@@ -151,6 +151,6 @@ class DoubtScorer:
                 return
             except Exception as error:  # a PACS or a disk that is gone, memory: it may come back
                 if str(error) != self._said:
-                    logger.warning("Images are not scored for now: %s: %s", type(error).__name__, error)
+                    logger.warning("Images cannot be scored, next try in %g s: %s: %s", IDLE_S, type(error).__name__, error)
                 self._said = str(error)
             self._wake.wait(IDLE_S)
