@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from lib.dicomweb.modalities import ALL, read_modalities
+
 Device = Literal["auto", "cuda", "cpu"]
 
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "app_cdm"
@@ -33,6 +35,7 @@ class AppOptions:
         allow_origins: web origins, besides the server's own, that a browser may call from.
         classes: what can be tagged, alphabetically; empty takes the classes of the model.
         tags_file: where tags are kept; None keeps them with the studies, see `lib.tags.location`.
+        modalities: series that a DICOMweb server is asked for; empty for every kind of image.
     """
 
     model_dir: Path
@@ -45,6 +48,7 @@ class AppOptions:
     allow_origins: tuple[str, ...] = field(default_factory=tuple)
     classes: tuple[str, ...] = field(default_factory=tuple)
     tags_file: Path | None = None
+    modalities: tuple[str, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
         if self.device not in get_args(Device):
@@ -75,7 +79,7 @@ class AppOptions:
         Args:
             app_dir: the app's folder; models are looked for in its `model/` unless `model_dir` says otherwise.
             conf: keys `model_dir`, `models`, `device`, `cache_dir`, `upload_limit_mb`, `waiting_requests`, `host`,
-                `allow_origins` and `classes` (comma separated), `tags_file`.
+                `allow_origins`, `classes` and `modality` (comma separated), `tags_file`.
 
         Raises:
             OptionError: a value is not allowed.
@@ -92,6 +96,7 @@ class AppOptions:
             allow_origins=tuple(item.strip().rstrip("/") for item in conf.get("allow_origins", "").split(",") if item.strip()),
             classes=tuple(sorted(item.strip() for item in conf.get("classes", "").split(",") if item.strip())),
             tags_file=Path(conf["tags_file"]) if "tags_file" in conf else None,
+            modalities=_modalities(conf.get("modality", ALL)),
         )
 
 
@@ -100,3 +105,10 @@ def _integer(name: str, conf: dict[str, str], default: int) -> int:
         return int(conf.get(name, default))
     except ValueError as error:
         raise OptionError(f"{name} = {conf[name]!r}: must be a whole number") from error
+
+
+def _modalities(text: str) -> tuple[str, ...]:
+    try:
+        return read_modalities(text)
+    except ValueError as error:
+        raise OptionError(str(error)) from error

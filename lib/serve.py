@@ -7,11 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from monailabel.config import settings
 from monailabel.main import Main
 
+from lib.dicomweb.modalities import ALL
 from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
+from lib.tags.location import is_url
 
 APP_DIR = Path(__file__).resolve().parent.parent
 
@@ -19,8 +22,11 @@ APP_DIR = Path(__file__).resolve().parent.parent
 HOST_SETTINGS: dict[str, object] = {
     "MONAI_LABEL_AUTO_UPDATE_SCORING": False,  # else every Next Sample starts a process
     "MONAI_LABEL_TRACKING_ENABLED": False,
-    "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": 1,  # else labelled images are offered for two hours more
 }
+
+USER = "MONAI_LABEL_DICOMWEB_USERNAME"
+FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
+PASSWORD = "MONAI_LABEL_DICOMWEB_PASSWORD"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -35,13 +41,19 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-dir", type=Path, default=APP_DIR / "model", help="folder of published models (default: model/)")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu (default: %(default)s)")
     parser.add_argument(
-        "--cache-dir", type=Path, default=DEFAULT_CACHE_DIR, help="for files derived from DICOM series (default: %(default)s)"
+        "--cache-dir",
+        type=Path,
+        default=DEFAULT_CACHE_DIR,
+        help="for series of a DICOMweb server and files derived from DICOM (default: %(default)s)",
     )
     parser.add_argument("--classes", default="", help="classes that can be tagged, comma separated (default: those of the model)")
     parser.add_argument("--tags-file", type=Path, help="where tags are kept (default: with the studies, in .app_cdm/)")
     parser.add_argument("--upload-limit-mb", type=int, default=1024, help="largest request body, in MiB (default: %(default)s)")
     parser.add_argument("--allow-origin", action="append", default=[], help="web origin that may call the server (repeat for several)")
-    parser.add_argument("--modality", default="MR", help="modality to list from a DICOMweb server (default: %(default)s)")
+    pacs = parser.add_argument_group("DICOMweb server as studies")
+    pacs.add_argument("--modality", default=ALL, help="series to list: MR, or MR,CT, or all kinds of images (default: %(default)s)")
+    pacs.add_argument("--dicomweb-user", help=f"name to log in with; the password is read from the environment variable {PASSWORD}")
+    pacs.add_argument("--dicomweb-refresh-s", type=int, default=1, help="seconds for which a list of series is kept (default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="log at DEBUG level")
     return parser
 
@@ -55,12 +67,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         AppOptions.from_conf(APP_DIR, conf)
     except OptionError as error:
         parser.error(str(error))
-    if not options.studies.startswith(("http://", "https://")) and not Path(options.studies).is_dir():
+    if is_url(options.studies):
+        check_pacs(parser, options)
+    elif not Path(options.studies).is_dir():
         parser.error(f"--studies {options.studies!r}: no such folder")
-    prepare_host(options.modality)
+    prepare_host(options)
     host = Main()
     host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
     return 0
+
+
+def check_pacs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with a message where the options for a DICOMweb server cannot be followed."""
+    user = options.dicomweb_user or os.environ.get(USER)
+    if "@" in urlsplit(options.studies).netloc:
+        parser.error(f"--studies: no name and password in the URL, which logs show; give --dicomweb-user, and the password in {PASSWORD}")
+    if bool(user) != bool(os.environ.get(PASSWORD)):
+        parser.error(f"--dicomweb-user (or {USER}) and the environment variable {PASSWORD} go together: give both or none")
+    if "Modality" in os.environ.get(FILTER, ""):
+        parser.error(f"{FILTER}: say with --modality which modalities to list; other conditions may stay")
+    if options.dicomweb_refresh_s < 0:
+        parser.error(f"--dicomweb-refresh-s {options.dicomweb_refresh_s}: must not be negative")
 
 
 def app_conf(options: argparse.Namespace) -> dict[str, str]:
@@ -75,16 +102,24 @@ def app_conf(options: argparse.Namespace) -> dict[str, str]:
         "allow_origins": ",".join(options.allow_origin),
         "classes": options.classes,
         "tags_file": str(options.tags_file.expanduser().resolve()) if options.tags_file else "",
+        "modality": options.modality,
     }
     return {key: value for key, value in conf.items() if value}
 
 
-def prepare_host(modality: str) -> None:
+def prepare_host(options: argparse.Namespace) -> None:
     """Sets what the host reads from its environment, for this process and for those it starts."""
-    wanted = {**HOST_SETTINGS, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": {"Modality": modality}}
+    wanted = HOST_SETTINGS | {
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": options.dicomweb_refresh_s,
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(options.cache_dir.expanduser().resolve() / "dicomweb"),
+    }
+    if options.dicomweb_user:
+        os.environ[USER] = options.dicomweb_user
+        settings.MONAI_LABEL_DICOMWEB_USERNAME = options.dicomweb_user
     for name, value in wanted.items():
         if name not in os.environ:
             setattr(settings, name, value)
+            os.environ[name] = str(value)
     os.environ.setdefault("MONAI_LABEL_RELOAD_APP_LIB", "false")  # this package is imported already
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH")]))
     # The host looks before it makes them, and fails where two servers start at the same moment.

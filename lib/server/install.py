@@ -12,6 +12,8 @@ from starlette.middleware import Middleware
 from lib.options import AppOptions
 from lib.server.errors import add_error_handlers
 from lib.server.limits import SameOrigin, UploadLimit
+from lib.server.ohif import router as ohif_router
+from lib.server.proxy import router as proxy_router
 from lib.server.routes import checked_routes
 from lib.server.tags import router as tag_router
 from lib.server.versions import router as version_router
@@ -42,7 +44,8 @@ def install_server(options: AppOptions) -> None:
     if getattr(web.state, "is_mended", False):
         return
     web.state.is_mended = True
-    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *tag_router.routes, *version_router.routes]
+    own = [tag_router, version_router, proxy_router, ohif_router]
+    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *(route for router in own for route in router.routes)]
     web.user_middleware[:] = middleware(options)
     add_error_handlers(web)
     web.middleware_stack = None  # built again, with the above, for the first request

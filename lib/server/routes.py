@@ -25,7 +25,7 @@ from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
 
 logger = logging.getLogger(__name__)
 
-# Not here: `proxy`, which reads the request itself, `ohif`, which serves files, and `login`.
+# Not here: `proxy` and `ohif`, which `lib.server` has again as a whole, and `login`.
 STOCK_MODULES = (activelearning, batch_infer, datastore, infer, info, logs, model, scoring, session, train, wsi_infer)
 
 # These may take long; they wait for a turn of their own, so that they never use up the threads of quick routes.

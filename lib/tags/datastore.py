@@ -8,7 +8,6 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
-from app_cdm.data.volume import read_volume
 from lib.server.errors import UnusableRequestError
 from lib.tags.book import TagBook
 from lib.tags.submission import FINAL, TAGS, acting_user
@@ -52,14 +51,6 @@ class TaggedDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         super().remove_image(image_id)
         if not isinstance(self, DICOMWebDatastore):  # of which only the copy in the cache was removed
             self.tag_book.forget(image_id, acting_user.get())
-
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], **options: Any) -> str:
-        """Stores a label; an empty one, which is no DICOM segmentation, stays in the cache of a DICOMweb server."""
-        becomes_dicom = isinstance(self, DICOMWebDatastore) and label_tag == FINAL
-        if becomes_dicom and not label_filename.endswith(".bin") and not read_volume(label_filename).array.any():
-            self.get_image_uri(image_id)
-            return str(LocalDatastore.save_label(self, image_id, label_filename, label_tag, label_info))
-        return str(super().save_label(image_id, label_filename, label_tag, label_info, **options))
 
     def status(self) -> dict[str, Any]:
         """Counts for `/info/`: completed is every image with a tag or a final label, once; viewers allow training above 0."""

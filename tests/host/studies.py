@@ -40,11 +40,24 @@ def write_picture(path: Path, seed: int = 3) -> Path:
     return path
 
 
-def write_dicom_series(folder: Path, seed: int = 4) -> str:
-    """Writes a coronal-like oblique MR series, one file a slice, and returns its SeriesInstanceUID."""
+# Directions of rows and columns (LPS): oblique, close to coronal.
+OBLIQUE = ((0.0, 0.8, -0.6), (0.6, -0.64, -0.48))
+AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
+
+
+def write_dicom_series(
+    folder: Path,
+    seed: int = 4,
+    axes: tuple[tuple[float, ...], ...] = OBLIQUE,
+    patient: str = "synthetic-1",
+    modality: str = "MR",
+    step_mm: float = 5.0,
+) -> str:
+    """Writes a series, one file a slice, and returns its SeriesInstanceUID; a negative step numbers slices against their normal."""
     folder.mkdir(parents=True)
     array, study_uid, series_uid = head(seed), generate_uid(), generate_uid()
-    row, column = np.array([0.0, 0.8, -0.6]), np.array([0.6, -0.64, -0.48])
+    row, column = np.array(axes[0]), np.array(axes[1])
     column = np.cross(np.cross(row, column), row)
     column /= np.linalg.norm(column)
     normal = np.cross(row, column)
@@ -55,12 +68,12 @@ def write_dicom_series(folder: Path, seed: int = 4) -> str:
         dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study_uid, series_uid, study_uid
-        dataset.PatientName, dataset.PatientID, dataset.Modality = "Synthetic", "synthetic-1", "MR"
+        dataset.PatientName, dataset.PatientID, dataset.Modality = "Synthetic", patient, modality
         dataset.SeriesDescription, dataset.InstanceNumber = "made FLAIR", number + 1
         dataset.Rows, dataset.Columns = array.shape[1], array.shape[0]
         dataset.PixelSpacing, dataset.SliceThickness = [1.1, 1.2], 5.0
         dataset.ImageOrientationPatient = [*map(float, row), *map(float, column)]
-        dataset.ImagePositionPatient = [float(value) for value in np.array([-30.0, -20.0, 10.0]) + 5.0 * number * normal]
+        dataset.ImagePositionPatient = [float(value) for value in np.array([-30.0, -20.0, 10.0]) + step_mm * number * normal]
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated = dataset.BitsStored = 16
         dataset.HighBit, dataset.PixelRepresentation = 15, 0

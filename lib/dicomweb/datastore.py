@@ -1,0 +1,204 @@
+"""MONAI Label's DICOMweb datastore with what it gets wrong mended: listing, fetching, and labels that come back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+from pydicom.dataset import Dataset
+
+from app_cdm.data.header import read_grid
+from app_cdm.data.volume import VolumeError, find_dicom_series, read_volume, write_mask
+from lib.datastore import convert_series
+from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
+from lib.dicomweb.index import LockedIndex
+from lib.dicomweb.modalities import IMAGE_MODALITIES
+from lib.dicomweb.segmentation import read_segmentation
+from lib.dicomweb.segments import name_segments
+from lib.dicomweb.waiting import limit_waiting
+from lib.server.errors import LIST_IMAGES, UnknownNameError
+
+logger = logging.getLogger(__name__)
+
+FINAL: str = DefaultLabelTag.FINAL.value
+# Key of a final label's info: segmentations in the PACS that it stands for, or is newer than.
+SEEN = "segmentations"
+
+
+class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # monailabel ships no types
+    """Images are series of the PACS, by SeriesInstanceUID; final labels are its segmentations.
+
+    A series is fetched on first use, whole or not at all, and again when its number of instances changes. It is converted
+    as one of a folder is, so that the same files give the same voxel grid.
+    """
+
+    archive: Archive
+    class_names: Callable[[], Sequence[str]]
+    fetching: dict[str, Any]
+
+    def list_images(self) -> list[str]:
+        """Every image series of the chosen modalities."""
+        return list(self.archive.images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Images with a segmentation in the PACS, each once."""
+        return list(dict.fromkeys(item.image for item in self.archive.segmentations()))
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Images without one."""
+        labelled = set(self.get_labeled_images())
+        return [image for image in self.list_images() if image not in labelled]
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Path of the image as NIfTI; fetches and converts the series where the cache lacks it.
+
+        Raises:
+            UnknownNameError: the PACS has no such image.
+            VolumeError: the series cannot be read as one volume.
+        """
+        with self._alone(image_id):
+            series = self.archive.images().get(image_id)
+            if series is None:
+                raise UnknownNameError("image", image_id, hint=LIST_IMAGES)
+            folder, target = self._images / image_id, self._images / f"{image_id}.nii.gz"
+            if not folder.is_dir() or series.num_instances not in (None, len(list(folder.iterdir()))):
+                self._fetch(series, folder)
+                target.unlink(missing_ok=True)
+            if not target.exists():
+                self._convert(series, folder, target)
+            return str(target)
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Path of a label, on its image's voxel grid, or an empty string.
+
+        Of a final one, the newest: that which was submitted here, or a segmentation that appeared in the PACS since.
+
+        Raises:
+            VolumeError: the segmentation cannot be placed on its image.
+        """
+        if label_tag == FINAL:
+            self._fetch_label(image_id or label_id)
+        return str(LocalDatastore.get_label_uri(self, label_id, label_tag))
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Tags under which an image has a label; those of the PACS need not have been fetched."""
+        found: dict[str, str] = super().get_labels_by_image_id(image_id)
+        return found | ({FINAL: image_id} if image_id in self.get_labeled_images() else {})
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], **options: Any) -> str:
+        """Stores a label: a final one in the PACS, unless it is empty, which no segmentation can be; a copy of each stays here."""
+        self.get_image_uri(image_id)
+        becomes_dicom = label_tag == FINAL and (label_filename.endswith(".bin") or read_volume(Path(label_filename)).array.any())
+        store = super().save_label if becomes_dicom else partial(LockedIndex.save_label, self)
+        label_id = str(store(image_id, label_filename, label_tag, label_info, **options))
+        if label_tag == FINAL:
+            self.note_segmentations(image_id)
+        return label_id
+
+    def note_segmentations(self, image_id: str) -> None:
+        """The final label that is kept here is the newest there is."""
+        self.archive.forget()
+        seen = [item.uid for item in self.archive.segmentations() if item.image == image_id]
+        self.update_label_info(image_id, FINAL, {SEEN: seen})
+
+    def status(self) -> dict[str, Any]:
+        """Counts for `/info/`."""
+        kept = [tag for image in list(self._datastore.objects.values()) for tag in list(image.labels)]
+        tags = {tag: kept.count(tag) for tag in kept}
+        labelled = len(self.get_labeled_images())
+        return {"total": len(self.list_images()), "completed": labelled, "label_tags": tags | ({FINAL: labelled} if labelled else {})}
+
+    def _download_labeled_data(self) -> None:
+        for image in self.get_labeled_images():
+            self.get_image_uri(image)
+            self._fetch_label(image)
+
+    @property
+    def _images(self) -> Path:
+        return Path(self._datastore.image_path())
+
+    def _alone(self, image_id: str) -> Any:
+        """Held while a series or its label is brought here, so that nobody reads half of it."""
+        return self.fetching.setdefault(image_id, threading.RLock())
+
+    def _fetch(self, series: ImageSeries, folder: Path) -> None:
+        """Every instance of a series, each into a file; a fetch that breaks off leaves nothing."""
+        logger.info("Fetching series %s", series.uid)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch_") as work:
+            complete = Path(work) / "series"
+            complete.mkdir()
+            for instance in self._client.retrieve_series(series.study, series.uid):
+                instance.save_as(complete / f"{instance.SOPInstanceUID}.dcm", write_like_original=False)
+            if folder.exists():
+                folder.rename(Path(work) / "before")
+            complete.rename(folder)
+
+    def _convert(self, series: ImageSeries, folder: Path, target: Path) -> None:
+        found = [item for item in find_dicom_series(folder) if item.uid == series.uid]
+        if not found:
+            raise VolumeError(f"series {series.uid} holds no image that can be read")
+        convert_series(found[0], target)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".add_") as work:
+            # The host copies a file to where it lies already, which fails: it is given another name for it.
+            same = Path(work) / target.name
+            os.link(target, same)
+            target.unlink()
+            LockedIndex.add_image(self, series.uid, str(same), self._dicom_info(series.uid))
+
+    def _dicom_info(self, series_id: str) -> dict[str, Any]:
+        item = Dataset.from_json(self._client.search_for_series(search_filters={"SeriesInstanceUID": series_id})[0])
+        names = ("StudyDate", "StudyTime", "Modality", "RetrieveURL", "PatientID", "StudyInstanceUID", "SeriesDescription")
+        return {"SeriesInstanceUID": series_id} | {name: str(item.get(name) or "UNK") for name in names}
+
+    def _fetch_label(self, image_id: str) -> None:
+        """Brings the newest segmentation of an image here, unless what is here is newer."""
+        with self._alone(image_id):
+            found = [item for item in self.archive.segmentations() if item.image == image_id]
+            info = LocalDatastore.get_label_info(self, image_id, FINAL)
+            new = [item for item in found if item.uid not in info.get(SEEN, [])]
+            if new:
+                self._place(new[-1], seen=[item.uid for item in found])
+
+    def _place(self, segmentation: SegmentationSeries, seen: list[str]) -> None:
+        image = read_grid(Path(self.get_image_uri(segmentation.image)))
+        stored = self._client.retrieve_instance(segmentation.study, segmentation.uid, segmentation.instance)
+        named = read_segmentation(stored, image, self.class_names())
+        info: dict[str, Any] = {"SeriesInstanceUID": segmentation.uid, "StudyInstanceUID": segmentation.study, SEEN: seen}
+        info["label_info"] = [{"name": name} for name in named.names]
+        with tempfile.TemporaryDirectory() as work:
+            written = Path(work) / "label.nii.gz"
+            write_mask(named.mask, image, written)
+            LockedIndex.save_label(self, segmentation.image, str(written), FINAL, info)
+
+
+def mend_pacs(datastore: DICOMWebDatastore, modalities: Sequence[str], class_names: Callable[[], Sequence[str]]) -> PacsDatastore:
+    """Makes the host's DICOMweb datastore one of ours.
+
+    The host makes it, with its client, credentials and cache folder, so the object is extended, not its construction.
+
+    Args:
+        datastore: as made.
+        modalities: what is listed; empty for every kind of image.
+        class_names: the classes there are, for the numbers in labels.
+    """
+    # The host's own default hides everything but CT; here the modality is an option.
+    search_filter = {key: value for key, value in settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER.items() if key != "Modality"}
+    logger.info("Series listed: modality %s, conditions %s", ", ".join(modalities or IMAGE_MODALITIES), search_filter)
+    datastore.__class__ = PacsDatastore
+    datastore.index_lock = threading.RLock()
+    datastore.fetching = {}
+    datastore.archive = Archive(datastore._client, modalities, search_filter, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY)
+    datastore.class_names = class_names
+    limit_waiting(datastore._client._session)
+    name_segments(class_names)
+    return datastore

@@ -1,0 +1,161 @@
+"""OHIF in a real browser, worked as a radiologist does: by its study list, panel and buttons."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import Page, expect
+
+from app_cdm.data.volume import Volume
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+WAIT_MS = 90_000
+
+# What cornerstone holds of the overlay, or of the image under it.
+READ_VOLUME = """(name) => {
+  const overlay = services.segmentationService.getLabelmapVolume('1');
+  const images = cornerstone.cache.getVolumes().filter(volume => volume !== overlay && volume.imageIds[0].startsWith('wadors:'));
+  const volume = name === 'overlay' ? overlay : images[0];
+  const values = volume.voxelManager.getCompleteScalarDataArray();
+  const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  let text = '';
+  for (let start = 0; start < bytes.length; start += 32768) {
+    text += String.fromCharCode.apply(null, bytes.subarray(start, start + 32768));
+  }
+  return {
+    kind: values.constructor.name.replace('Array', '').toLowerCase(),
+    data: btoa(text),
+    dimensions: Array.from(volume.dimensions),
+    spacing: Array.from(volume.spacing),
+    origin: Array.from(volume.origin),
+    direction: Array.from(volume.direction),
+  };
+}"""
+
+SEGMENTS = """() => Object.values(services.segmentationService.getSegmentation('1').segments)
+  .map(segment => [segment.segmentIndex, segment.label])"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A volume as the page holds it.
+
+    Attributes:
+        array: `(X, Y, Z)`.
+        affine: voxel to RAS in mm.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    def on_grid(self, image: Volume) -> np.ndarray:
+        """The same values in the voxel order of an image, by position in the patient; the grids must be the same voxels."""
+        to_image = np.linalg.inv(image.affine) @ self.affine
+        voxels = np.indices(self.array.shape).reshape(3, -1)
+        placed = to_image[:3, :3] @ voxels + to_image[:3, 3:]
+        assert np.abs(placed - np.rint(placed)).max() < 0.05, "the page's voxels lie between those of the image"
+        result = np.zeros(image.array.shape, dtype=self.array.dtype)
+        result[tuple(np.rint(placed).astype(int))] = self.array.reshape(-1)
+        return result
+
+
+class Ohif:
+    """The viewer in a page.
+
+    Args:
+        page: a page of a browser.
+        url: of the label server.
+        screenshots: folder for what was seen.
+    """
+
+    def __init__(self, page: Page, url: str, screenshots: Path) -> None:
+        self.page, self.url, self._screenshots = page, url, screenshots
+        self.foreign: list[str] = []
+        page.on("request", self._note)
+        page.set_default_timeout(WAIT_MS)
+
+    def list_studies(self) -> None:
+        """Opens the study list."""
+        self.page.goto(f"{self.url}/ohif/")
+        expect(self.page.get_by_text("Study List", exact=True)).to_be_visible(timeout=WAIT_MS)
+
+    def open_study(self, patient: str) -> None:
+        """Opens a study of the list in the MONAI Label mode."""
+        self.list_studies()
+        self.page.get_by_text(patient, exact=True).first.click()
+        self.page.get_by_role("button", name="MONAI Label").first.click()
+        self.wait_for_pixels()
+
+    def wait_for_pixels(self) -> None:
+        """Until every slice of the study is in the viewports."""
+        self.page.wait_for_function(
+            "() => window.cornerstone && cornerstone.cache.getVolumes().some(v => v.loadStatus && v.loadStatus.loaded)", timeout=WAIT_MS
+        )
+
+    def connect(self) -> None:
+        """Presses the panel's button beside the server's address, which nobody typed."""
+        self.page.locator(".settingsTable .actionButton").click()
+        expect(self.page.get_by_text("Auto-Segmentation")).to_be_visible(timeout=WAIT_MS)
+        self.page.wait_for_function("() => services.segmentationService.getLabelmapVolume('1')", timeout=WAIT_MS)
+
+    def models(self) -> list[str]:
+        """Models that the panel offers."""
+        return [text.strip() for text in self._automatic().locator("select option").all_inner_texts()]
+
+    def run(self, model: str) -> None:
+        """Chooses a model, presses Run and waits for the overlay."""
+        tab = self._automatic()
+        if not tab.locator("select").is_visible():
+            tab.locator("label").click()
+        tab.locator("select").select_option(model)
+        with self.page.expect_console_message(lambda message: "updated the segmentation's scalar data" in message.text, timeout=WAIT_MS):
+            tab.get_by_role("button", name="Run").click()
+
+    def next_sample(self) -> dict[str, str]:
+        """Presses Next Sample and reads what it shows: field -> value."""
+        tab = self.page.locator(".tab").filter(has=self.page.get_by_text("Active Learning", exact=True))
+        button = tab.get_by_role("button", name="Next Sample")
+        if not button.is_visible():
+            tab.locator("label").first.click()
+        button.click()
+        rows = self.page.locator(".nextSampleForm .optionsTable tbody tr")
+        expect(rows.first).to_be_visible(timeout=WAIT_MS)
+        return {row.locator("td").nth(0).inner_text(): row.locator("td").nth(1).inner_text() for row in rows.all()}
+
+    def overlay(self) -> Shown:
+        """The mask in the page."""
+        return self._volume("overlay")
+
+    def image(self) -> Shown:
+        """The image in the page."""
+        return self._volume("image")
+
+    def segments(self) -> dict[str, int]:
+        """Name -> value of the overlay's segments."""
+        return {label: index for index, label in self.page.evaluate(SEGMENTS)}
+
+    def screenshot(self, name: str) -> Path:
+        """Keeps what is on the screen."""
+        self._screenshots.mkdir(parents=True, exist_ok=True)
+        file = self._screenshots / f"{name}.png"
+        self.page.screenshot(path=file)
+        return file
+
+    def _automatic(self) -> Any:
+        return self.page.locator(".tab").filter(has=self.page.get_by_text("Auto-Segmentation", exact=True))
+
+    def _note(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "blob:", "data:")):
+            self.foreign.append(request.url)
+
+    def _volume(self, name: str) -> Shown:
+        read = self.page.evaluate(READ_VOLUME, name)
+        values = np.frombuffer(base64.b64decode(read["data"]), dtype=np.dtype(read["kind"]))
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(read["direction"]).reshape(3, 3).T * np.array(read["spacing"])
+        affine[:3, 3] = read["origin"]
+        return Shown(values.reshape(read["dimensions"], order="F"), LPS_TO_RAS @ affine)
