@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+import anyio
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.middleware import Middleware
@@ -12,6 +13,7 @@ from starlette.middleware import Middleware
 from lib.options import AppOptions
 from lib.server.errors import add_error_handlers
 from lib.server.limits import SameOrigin, UploadLimit
+from lib.server.results import result_router
 from lib.server.routes import checked_routes
 from lib.server.tags import router as tag_router
 from lib.server.versions import router as version_router
@@ -42,7 +44,9 @@ def install_server(options: AppOptions) -> None:
     if getattr(web.state, "is_mended", False):
         return
     web.state.is_mended = True
-    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *tag_router.routes, *version_router.routes]
+    turns = anyio.CapacityLimiter(options.waiting_requests)
+    own = [*tag_router.routes, *version_router.routes, *result_router(turns).routes]
+    web.router.routes[:0] = [*checked_routes(turns), *own]
     web.user_middleware[:] = middleware(options)
     add_error_handlers(web)
     web.middleware_stack = None  # built again, with the above, for the first request
