@@ -5,6 +5,8 @@ HOST = 127.0.0.1
 DEVICE = auto
 STUDIES =
 MODEL =
+MODALITY =
+DICOMWEB_USER =
 ONCE =
 DATA = ../shared/data
 SCORER = ../shared/tools/score_rest.py
@@ -20,15 +22,18 @@ STAMP := .venv/.setup-$(HASH)
 DEV_STAMP := .venv/.setup-dev-$(DEV_HASH)
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup setup-dev demo serve train benchmark test check format clean
+.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup                     pinned virtual environment in .venv (needs Python 3.11)'
 	@echo 'make demo [ONCE=1] [PORT=8000] server on a synthetic study, masks checked, figure in demo/; ONCE=1 stops after it'
+	@echo 'make pacs-demo [PORT=8000]      Orthanc with demo studies, the server on it, the address of OHIF (needs orthanc orthanc-dicomweb)'
 	@echo 'make serve STUDIES=<folder or DICOMweb URL> [PORT=8000] [HOST=127.0.0.1] [MODEL=<name>] [DEVICE=auto|cpu|cuda]'
-	@echo 'make test                      all tests'
+	@echo '  of a DICOMweb server also     [MODALITY=all|MR,CT] [DICOMWEB_USER=<name>], the password in MONAI_LABEL_DICOMWEB_PASSWORD'
+	@echo 'make test                      all tests; those with a PACS and a browser are skipped where Orthanc or Chromium is missing'
+	@echo 'make test-e2e                  the tests with a real PACS and a real browser alone; screenshots in build/e2e/'
 	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
 	@echo 'make check                     format, lint, types, import directions'
@@ -60,10 +65,14 @@ $(DEV_STAMP): $(STAMP)
 demo: setup
 	@$(RUN) -m demo --device $(call quote,$(DEVICE)) $(if $(filter-out 0,$(ONCE)),--once) $(if $(filter command line,$(origin PORT)),--port $(call quote,$(PORT)))
 
+pacs-demo: setup
+	@$(RUN) -m demo.pacs --device $(call quote,$(DEVICE)) $(if $(filter-out 0,$(ONCE)),--once) $(if $(filter command line,$(origin PORT)),--port $(call quote,$(PORT)))
+
 serve: setup
 	@test -n $(call quote,$(STUDIES)) || { echo 'Say what to serve: make serve STUDIES=<folder or DICOMweb URL>' >&2; exit 2; }
 	@$(RUN) -m lib.serve --studies $(call quote,$(STUDIES)) --host $(call quote,$(HOST)) --port $(call quote,$(PORT)) \
-	  --device $(call quote,$(DEVICE)) $(if $(MODEL),--model $(call quote,$(MODEL)))
+	  --device $(call quote,$(DEVICE)) $(if $(MODEL),--model $(call quote,$(MODEL))) \
+	  $(if $(MODALITY),--modality $(call quote,$(MODALITY))) $(if $(DICOMWEB_USER),--dicomweb-user $(call quote,$(DICOMWEB_USER)))
 
 LGG = --images "$(DATA)/lgg/images" --tags "$(DATA)/lgg/slices.csv" --pattern '{image}_flair.nii.gz' --classes tumor=has_lesion
 
@@ -86,6 +95,9 @@ benchmark: setup
 
 test: setup-dev
 	@$(RUN) -m pytest -q tests
+
+test-e2e: setup-dev
+	@$(RUN) -m pytest -q tests/e2e
 
 check: setup-dev
 	@$(RUN) -m ruff format --check .

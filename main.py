@@ -23,8 +23,10 @@ from lib.infers.run import run_inference
 from lib.infers.segmentation import segmentation_tasks
 from lib.models import ModelStore, known_class_names
 from lib.options import AppOptions
+from lib.results.store import ResultStore, results_folder
 from lib.scoring.weak_label import NAME as WEAK_LABEL_SCORE
 from lib.scoring.weak_label import WeakLabelScore
+from lib.segmentations import CODES_FILE
 from lib.server.install import has_web_application, install_server
 from lib.tags.book import TagBook
 from lib.tags.datastore import add_tags
@@ -70,7 +72,8 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
             )
         self.tags = TagBook(store, DatastoreImages(datastore), lambda: known_class_names(self.options))
         self.doubts = DoubtScorer(self.models, datastore, self.tags, doubts_folder(self.studies, self.options.cache_dir))
-        return add_tags(datastore, self.tags)
+        self.results = ResultStore(results_folder(self.studies, self.options.cache_dir))
+        return add_tags(datastore, self.tags, self.options.model_dir / CODES_FILE)
 
     def init_infers(self) -> dict[str, InferTask]:
         return segmentation_tasks(self.models, self.datastore())

@@ -77,6 +77,11 @@ def series_uid(case_id: str) -> str:
     return str(generate_uid(entropy_srcs=[case_id, "series"]))
 
 
+def study_uid(case_id: str) -> str:
+    """StudyInstanceUID of a case, by which viewers open it."""
+    return str(generate_uid(entropy_srcs=[case_id, "study"]))
+
+
 def _header(case: Case, path: Path, index: int) -> FileDataset:
     """Patient, study, series and acquisition attributes."""
     name = case.spec.case_id
@@ -89,7 +94,7 @@ def _header(case: Case, path: Path, index: int) -> FileDataset:
     values = FIXED_ATTRIBUTES | {
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "PatientID": name,
-        "StudyInstanceUID": generate_uid(entropy_srcs=[name, "study"]),
+        "StudyInstanceUID": study_uid(name),
         "SeriesInstanceUID": series_uid(name),
         "FrameOfReferenceUID": generate_uid(entropy_srcs=[name, "frame"]),
         "InstanceNumber": str(index + 1),

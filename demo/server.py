@@ -48,7 +48,7 @@ class LabelServer:
     """Starts `python -m lib.serve` on 127.0.0.1 and stops it, with its children, on leaving the context.
 
     Args:
-        studies: folder to serve.
+        studies: folder or DICOMweb root to serve.
         port: port to listen on.
         log: file that receives what the server prints.
         cache: folder for converted DICOM series.
@@ -58,7 +58,7 @@ class LabelServer:
         ServerError: the server does not answer within `START_LIMIT_S`.
     """
 
-    def __init__(self, studies: Path, port: int, log: Path, cache: Path, extra: tuple[str, ...] = ()) -> None:
+    def __init__(self, studies: Path | str, port: int, log: Path, cache: Path, extra: tuple[str, ...] = ()) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._command = [sys.executable, "-m", "lib.serve", "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]

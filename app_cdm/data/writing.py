@@ -15,6 +15,7 @@ from PIL import Image
 from app_cdm.data.grid import LPS_FROM_RAS, Volume
 
 COMPRESSION_LEVEL = 6
+QUICK_COMPRESSION_LEVEL = 1
 NIFTI_GEOMETRY = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -55,11 +56,25 @@ def write_map(saliency_map: np.ndarray, volume: Volume, path: str | Path) -> Non
         ValueError: shape, values or suffix do not fit.
         OSError: the disk refuses; what was at `path` before is untouched.
     """
+    _check_map(saliency_map, volume)
+    write_atomically(Path(path), _encoded(saliency_map.astype(np.float32), volume, Path(path)))
+
+
+def map_as_nifti(saliency_map: np.ndarray, volume: Volume) -> bytes:
+    """What `write_map` would write as `.nii.gz`, quickly compressed, for a client that waits for it.
+
+    Raises:
+        ValueError: shape or values do not fit.
+    """
+    _check_map(saliency_map, volume)
+    return gzip.compress(_nifti(saliency_map.astype(np.float32), volume), QUICK_COMPRESSION_LEVEL, mtime=0)
+
+
+def _check_map(saliency_map: np.ndarray, volume: Volume) -> None:
     if saliency_map.shape != volume.array.shape:
         raise ValueError(f"map of shape {saliency_map.shape} for an image of shape {volume.array.shape}: must be equal")
     if not np.isfinite(saliency_map).all():
         raise ValueError("map holds NaN or infinity: must be finite")
-    write_atomically(Path(path), _encoded(saliency_map.astype(np.float32), volume, Path(path)))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

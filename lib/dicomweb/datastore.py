@@ -7,7 +7,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from app_cdm.data.header import read_grid
-from app_cdm.data.volume import VolumeError, find_dicom_series, read_volume, write_mask
+from app_cdm.data.volume import VolumeError, find_dicom_series, write_mask
 from lib.datastore import convert_series
 from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
 from lib.dicomweb.index import LockedIndex
@@ -96,11 +95,9 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
         return found | ({FINAL: image_id} if image_id in self.get_labeled_images() else {})
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], **options: Any) -> str:
-        """Stores a label: a final one in the PACS, unless it is empty, which no segmentation can be; a copy of each stays here."""
+        """Keeps a label here; a final one is the newest there is, whatever the PACS holds by now."""
         self.get_image_uri(image_id)
-        becomes_dicom = label_tag == FINAL and (label_filename.endswith(".bin") or read_volume(Path(label_filename)).array.any())
-        store = super().save_label if becomes_dicom else partial(LockedIndex.save_label, self)
-        label_id = str(store(image_id, label_filename, label_tag, label_info, **options))
+        label_id = str(LockedIndex.save_label(self, image_id, label_filename, label_tag, label_info))
         if label_tag == FINAL:
             self.note_segmentations(image_id)
         return label_id

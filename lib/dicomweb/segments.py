@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import monailabel.datastore.dicom
 import monailabel.endpoints.infer
 import numpy as np
 from monailabel.datastore.utils.convert import nifti_to_dicom_seg
@@ -16,9 +15,8 @@ from app_cdm.data.volume import read_volume
 
 
 def name_segments(class_names: Callable[[], Sequence[str]]) -> None:
-    """Makes the host write segmentations by `write_segmentation`, where it stores labels and where it answers with them."""
-    for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
-        module.nifti_to_dicom_seg = partial(write_segmentation, class_names)
+    """Makes the host answer `/infer` with segmentations written by `write_segmentation`."""
+    monailabel.endpoints.infer.nifti_to_dicom_seg = partial(write_segmentation, class_names)
 
 
 def write_segmentation(class_names: Callable[[], Sequence[str]], series_dir: str, label: str, label_info: Any, **options: Any) -> str:

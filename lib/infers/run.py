@@ -28,9 +28,7 @@ def run_inference(tasks: Mapping[str, InferTask], request: Mapping[str, Any], da
         UnknownNameError: there is no such model or image.
         UnusableRequestError: a mask of an uploaded image is to be saved.
     """
-    task = tasks.get(str(request.get("model")))
-    if task is None:
-        raise UnknownNameError("model", request.get("model"), tasks)
+    task = find_task(tasks, request)
     image = str(request.get("image", ""))
     is_file = os.path.isabs(image)
     save_label = str(request.get("save_label", False)).lower() == "true"
@@ -38,9 +36,7 @@ def run_inference(tasks: Mapping[str, InferTask], request: Mapping[str, Any], da
         raise UnusableRequestError(
             "save_label needs an image of the datastore: upload it with PUT /datastore/image, then name it with ?image="
         )
-    path = image if is_file else datastore.get_image_uri(image)
-    if not path:
-        raise UnknownNameError("image", image, hint=LIST_IMAGES)
+    path = image if is_file else find_image(image, datastore)
     file, params = task({**request, "image": path, "image_id": None if is_file else image})
     label: str = file
     tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
@@ -51,3 +47,27 @@ def run_inference(tasks: Mapping[str, InferTask], request: Mapping[str, Any], da
             Path(file).unlink(missing_ok=True)
             raise
     return {"label": label, "tag": tag, "file": file, "params": params}
+
+
+def find_task(tasks: Mapping[str, InferTask], request: Mapping[str, Any]) -> InferTask:
+    """The task that a request names under `model`.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    task = tasks.get(str(request.get("model")))
+    if task is None:
+        raise UnknownNameError("model", request.get("model"), tasks)
+    return task
+
+
+def find_image(image: str, datastore: Datastore) -> str:
+    """The file of an image of the datastore.
+
+    Raises:
+        UnknownNameError: there is no such image.
+    """
+    path = datastore.get_image_uri(image)
+    if not path:
+        raise UnknownNameError("image", image, hint=LIST_IMAGES)
+    return str(path)

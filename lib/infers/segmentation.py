@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +34,25 @@ DESCRIPTIONS: dict[Method, str] = {
     "cdm_saliency": "Saliency map of a conditional diffusion model",
 }
 TRAINED_ON = "trained on image-level tags; research use only, not a medical device"
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One inference that is done, of which nothing has been written yet.
+
+    Attributes:
+        volume: the image.
+        options: what was asked for.
+        result: masks and maps.
+        reply: JSON for the client.
+        extension: suffix of the mask file that was asked for.
+    """
+
+    volume: Volume
+    options: InferRequest
+    result: Segmentation
+    reply: dict[str, Any]
+    extension: str
 
 
 def segmentation_tasks(models: ModelStore, datastore: Datastore) -> dict[str, InferTask]:
@@ -94,6 +114,18 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
             VolumeError: the image cannot be used.
             ModelMissingError: there are no weights for this method.
         """
+        done = self.segment(request)
+        result, volume, reply = done.result, done.volume, done.reply
+        if done.options.store_saliency:
+            reply["saliency"] = self._store_maps("saliency", result.saliency, result, volume, request["image_id"])
+        if done.options.store_uncertainty:
+            reply["uncertainty"] = self._store_maps("uncertainty", result.uncertainty, result, volume, request["image_id"])
+        mask_file = _temporary_file(done.extension)
+        write_mask(result.mask, volume, mask_file)
+        return str(mask_file), plain(reply)
+
+    def segment(self, request: dict[str, Any]) -> Segmented:
+        """Segments `request["image"]` when it is its turn, and stores nothing; see `__call__`."""
         start = time.perf_counter()
         pipeline = self._models.pipeline_for(self._method, read_device(request.get("device")))
         options = self._options(request, pipeline)
@@ -107,13 +139,7 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
         reply = describe(result, options, label_numbers(pipeline))
         reply["device"] = self._models.device(options.device)
         reply["timings"] |= {"read": read_s, "waited": waited_s, "request": time.perf_counter() - start}
-        if options.store_saliency:
-            reply["saliency"] = self._store_maps("saliency", result.saliency, result, volume, request["image_id"])
-        if options.store_uncertainty:
-            reply["uncertainty"] = self._store_maps("uncertainty", result.uncertainty, result, volume, request["image_id"])
-        mask_file = _temporary_file(extension)
-        write_mask(result.mask, volume, mask_file)
-        return str(mask_file), plain(reply)
+        return Segmented(volume, options, result, reply, extension)
 
     def _options(self, request: dict[str, Any], pipeline: CDMPipeline) -> InferRequest:
         return read_request(request, pipeline.settings_for(self._method), label_numbers(pipeline))

@@ -11,10 +11,10 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
-from app_cdm.data.volume import Volume, VolumeError, read_volume
+from app_cdm.data.volume import VolumeError, read_volume
 from app_cdm.metrics.overlap import dice
 from app_cdm.pipeline import CDMPipeline
-from lib.tags.mask import GRID_TOLERANCE, class_numbers, label_to_image
+from lib.tags.mask import class_numbers, on_image_grid
 from lib.tags.submission import FINAL
 from lib.turns import Turns
 
@@ -60,28 +60,6 @@ def labelled_images(datastore: Datastore) -> list[str]:
     return sorted(datastore.get_labeled_images())
 
 
-def on_image_grid(label: Volume, image: Volume) -> np.ndarray:
-    """A label that is turned, flipped or cropped against its image, voxel by voxel on the image's grid: `(X, Y, Z)` integers.
-
-    Raises:
-        VolumeError: its voxels are not the image's, or it lies beside the image.
-    """
-    transform = label_to_image(label, image)
-    turn = np.rint(transform[:3, :3])
-    is_turn = np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) and np.abs(transform[:3, :3] - turn).max() < GRID_TOLERANCE
-    if not is_turn:
-        raise VolumeError(
-            f"the label's voxels of {_shown_mm(label)} are not those of the image, {_shown_mm(image)}: submit it on the image's grid"
-        )
-    marked = np.argwhere(label.array > 0)
-    placed = np.rint(marked @ turn.T + transform[:3, 3]).astype(int)
-    if len(placed) and (placed.min() < 0 or (placed.max(axis=0) >= image.array.shape).any()):
-        raise VolumeError("the label lies outside the image: submit it on the image's own grid")
-    reference = np.zeros(image.array.shape, dtype=np.int64)
-    reference[tuple(placed.T)] = label.array[tuple(marked.T)]
-    return reference
-
-
 def _score(pipeline: CDMPipeline, datastore: Datastore, class_names: Sequence[str], image: str, turns: Turns) -> dict[str, float]:
     volume = read_volume(Path(datastore.get_image_uri(image)))
     reference = on_image_grid(read_volume(Path(LocalDatastore.get_label_uri(datastore, image, FINAL))), volume)
@@ -115,7 +93,3 @@ def _summary(name: str, scored: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _shown(by_class: dict[str, float]) -> str:
     return "Dice " + ", ".join(f"{name} {value:.3f}" for name, value in by_class.items())
-
-
-def _shown_mm(volume: Volume) -> str:
-    return " x ".join(f"{size:.2f}" for size in volume.spacing_mm) + " mm"

@@ -13,10 +13,12 @@ from fastapi.responses import JSONResponse
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
 from app_cdm.config import SettingsError
+from app_cdm.data.dicom_codes import CodesError
 from app_cdm.data.tags import TagError
 from app_cdm.data.volume import VolumeError
 from app_cdm.training.held_out import TooFewTagsError
 from lib.models import ModelMissingError
+from lib.results.errors import NoSpaceError, ResultConflictError
 from lib.tags.store import NothingToUndoError
 from lib.trainers.status import TrainingBusyError
 from lib.versions import VersionError
@@ -59,6 +61,9 @@ STATUS_OF: dict[type[Exception], HTTPStatus] = {
     TaskBusyError: HTTPStatus.TOO_MANY_REQUESTS,
     TrainingBusyError: HTTPStatus.TOO_MANY_REQUESTS,
     VersionError: HTTPStatus.NOT_FOUND,
+    ResultConflictError: HTTPStatus.CONFLICT,
+    CodesError: HTTPStatus.CONFLICT,
+    NoSpaceError: HTTPStatus.INSUFFICIENT_STORAGE,
     VolumeError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelMissingError: HTTPStatus.NOT_FOUND,
     ImageNotFoundException: HTTPStatus.NOT_FOUND,

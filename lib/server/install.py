@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+import anyio
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.middleware import Middleware
@@ -14,6 +15,7 @@ from lib.server.errors import add_error_handlers
 from lib.server.limits import SameOrigin, UploadLimit
 from lib.server.ohif import router as ohif_router
 from lib.server.proxy import router as proxy_router
+from lib.server.results import result_router
 from lib.server.routes import checked_routes
 from lib.server.tags import router as tag_router
 from lib.server.versions import router as version_router
@@ -44,8 +46,9 @@ def install_server(options: AppOptions) -> None:
     if getattr(web.state, "is_mended", False):
         return
     web.state.is_mended = True
-    own = [tag_router, version_router, proxy_router, ohif_router]
-    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *(route for router in own for route in router.routes)]
+    turns = anyio.CapacityLimiter(options.waiting_requests)
+    own = [tag_router, version_router, result_router(turns), proxy_router, ohif_router]
+    web.router.routes[:0] = [*checked_routes(turns), *(route for router in own for route in router.routes)]
     web.user_middleware[:] = middleware(options)
     add_error_handlers(web)
     web.middleware_stack = None  # built again, with the above, for the first request

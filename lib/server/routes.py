@@ -45,15 +45,14 @@ REPLACED: dict[str, Callable[..., Any]] = {
 }
 
 
-def checked_routes(waiting_requests: int) -> list[APIRoute]:
+def checked_routes(turns: anyio.CapacityLimiter) -> list[APIRoute]:
     """The stock routes with the same paths and arguments, to be placed before the originals.
 
     The originals are `async def` around blocking code: during an inference the whole server would hang.
 
     Args:
-        waiting_requests: long requests that may hold a thread at once; more wait without one.
+        turns: long requests that may hold a thread at once; more wait without one.
     """
-    turns = anyio.CapacityLimiter(waiting_requests)
     again = APIRoute("/reload", reload, methods=["POST"], include_in_schema=False)
     return [again, *(checked_route(module, route, turns) for module, route in stock_routes())]
 

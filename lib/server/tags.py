@@ -30,11 +30,21 @@ router = APIRouter(prefix=f"{settings.MONAI_LABEL_API_STR}/tags", tags=["Tags"])
 
 async def json_body(request: Request) -> dict[str, Any]:
     """The request's body, which must be a JSON object."""
+    return parse_object(await read_body(request))
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's body, of bounded length."""
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise UnusableRequestError(f"request body above {MAX_BODY_BYTES >> 20} MiB: send fewer images at once")
+    return bytes(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A body that must be a JSON object."""
     try:
         value = parse_json(body.decode())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -60,6 +60,28 @@ def label_to_image(label: Volume, image: Volume) -> np.ndarray:
     return np.asarray(transform) if is_covering and is_aligned else np.eye(4)
 
 
+def on_image_grid(label: Volume, image: Volume) -> np.ndarray:
+    """A label that is turned, flipped or cropped against its image, voxel by voxel on the image's grid: `(X, Y, Z)` integers.
+
+    Raises:
+        VolumeError: its voxels are not the image's, or it lies beside the image.
+    """
+    transform = label_to_image(label, image)
+    turn = np.rint(transform[:3, :3])
+    is_turn = np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) and np.abs(transform[:3, :3] - turn).max() < GRID_TOLERANCE
+    if not is_turn:
+        raise VolumeError(
+            f"the label's voxels of {_shown_mm(label)} are not those of the image, {_shown_mm(image)}: submit it on the image's grid"
+        )
+    marked = np.argwhere(label.array > 0)
+    placed = np.rint(marked @ turn.T + transform[:3, 3]).astype(int)
+    if len(placed) and (placed.min() < 0 or (placed.max(axis=0) >= image.array.shape).any()):
+        raise VolumeError("the label lies outside the image: submit it on the image's own grid")
+    reference = np.zeros(image.array.shape, dtype=np.int64)
+    reference[tuple(placed.T)] = label.array[tuple(marked.T)]
+    return reference
+
+
 def class_numbers(class_names: Sequence[str], label_info: object) -> dict[str, int]:
     """The value of each class in a submitted label.
 
@@ -82,3 +104,7 @@ def class_numbers(class_names: Sequence[str], label_info: object) -> dict[str, i
         else:
             numbers[name] = number if number > len(named) else NOT_IN_LABEL
     return numbers
+
+
+def _shown_mm(volume: Volume) -> str:
+    return " x ".join(f"{size:.2f}" for size in volume.spacing_mm) + " mm"

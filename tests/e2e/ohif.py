@@ -36,6 +36,12 @@ READ_VOLUME = """(name) => {
   };
 }"""
 
+LOOK_AT = """(point) => {
+  for (const viewport of services.cornerstoneViewportService.getRenderingEngine().getViewports()) {
+    if (viewport.jumpToWorld) { viewport.jumpToWorld(point); viewport.render(); }
+  }
+}"""
+
 SEGMENTS = """() => Object.values(services.segmentationService.getSegmentation('1').segments)
   .map(segment => [segment.segmentIndex, segment.label])"""
 
@@ -75,7 +81,7 @@ class Ohif:
     def __init__(self, page: Page, url: str, screenshots: Path) -> None:
         self.page, self.url, self._screenshots = page, url, screenshots
         self.foreign: list[str] = []
-        page.on("request", self._note)
+        page.on("response", self._note)
         page.set_default_timeout(WAIT_MS)
 
     def list_studies(self) -> None:
@@ -138,6 +144,11 @@ class Ohif:
         """Name -> value of the overlay's segments."""
         return {label: index for index, label in self.page.evaluate(SEGMENTS)}
 
+    def look_at(self, position_mm: np.ndarray) -> None:
+        """Scrolls every viewport to a position in the patient (RAS)."""
+        self.page.evaluate(LOOK_AT, [float(value) for value in LPS_TO_RAS[:3, :3] @ position_mm])
+        self.page.wait_for_timeout(500)
+
     def screenshot(self, name: str) -> Path:
         """Keeps what is on the screen."""
         self._screenshots.mkdir(parents=True, exist_ok=True)
@@ -148,9 +159,9 @@ class Ohif:
     def _automatic(self) -> Any:
         return self.page.locator(".tab").filter(has=self.page.get_by_text("Auto-Segmentation", exact=True))
 
-    def _note(self, request: Any) -> None:
-        if not request.url.startswith((self.url, "blob:", "data:")):
-            self.foreign.append(request.url)
+    def _note(self, response: Any) -> None:
+        if not response.url.startswith((self.url, "blob:", "data:")):
+            self.foreign.append(response.url)
 
     def _volume(self, name: str) -> Shown:
         read = self.page.evaluate(READ_VOLUME, name)

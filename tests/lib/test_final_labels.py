@@ -14,7 +14,8 @@ from app_cdm.data.grid import Volume, VolumeError
 from app_cdm.data.volume import read_volume, write_mask
 from app_cdm.pipeline import CDMPipeline
 from lib.datastore import FolderDatastore
-from lib.scoring.final_labels import on_image_grid, score_final_labels
+from lib.scoring.final_labels import score_final_labels
+from lib.tags.mask import on_image_grid
 from lib.turns import Turns
 from tests.host.studies import AFFINE, SHAPE, head, write_nifti
 from tests.host.tiny_model import CLASS_NAMES, save_tiny_model

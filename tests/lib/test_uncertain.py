@@ -71,7 +71,7 @@ def desk(tmp_path: Path, tiny: Path) -> Iterator[Desk]:
     store = TagStore(tmp_path / "tags.sqlite")
     datastore = FolderDatastore(studies, tmp_path / "cache", auto_reload=False)
     book = TagBook(store, DatastoreImages(datastore), lambda: CLASS_NAMES)
-    yield Desk(tmp_path, ModelStore(AppOptions(tmp_path / "models", device="cpu")), add_tags(datastore, book), book)
+    yield Desk(tmp_path, ModelStore(AppOptions(tmp_path / "models", device="cpu")), add_tags(datastore, book, tmp_path / "codes"), book)
     store.close()
 
 

@@ -1,0 +1,67 @@
+"""A map as DICOM Parametric Map: 32-bit floats on the very instances that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from highdicom.pm import DerivedPixelContrastValues, ParametricMap, RealWorldValueMapping
+from pydicom import Dataset
+from pydicom.sr.coding import Code
+
+from app_cdm.data.dicom_seg import HEADER_ERRORS, Authorship, equipment, finish, long_string, nameless, person_name
+from app_cdm.data.dicom_source import to_planes
+from app_cdm.data.grid import VolumeError
+
+SERIES_NUMBER = 902
+NO_UNITS = Code("1", "UCUM", "no units")
+
+
+def make_parametric_map(values: np.ndarray, affine: np.ndarray, sources: Sequence[Dataset], class_name: str, author: Authorship) -> Dataset:
+    """Makes a DICOM Parametric Map of one class's map.
+
+    Slices in which the map is 0 throughout are left out, so that an object of a thousand slices stays small; of an empty map the first
+    slice remains.
+
+    Args:
+        values: `(X, Y, Z)` in [0, 1], on the grid of the series, turned or flipped at most.
+        affine: `(4, 4)`, voxel index to RAS mm.
+        sources: of `app_cdm.data.dicom_source.read_sources`.
+        class_name: whose map it is.
+        author: whose it is.
+
+    Raises:
+        VolumeError: the map is not on the series, or its headers do not allow a Parametric Map.
+    """
+    planes = to_planes(values, affine, sources)
+    held = np.flatnonzero(planes.reshape(len(planes), -1).any(axis=1)) if len(planes) else np.array([], dtype=int)
+    held = held if len(held) else np.array([0])
+    name = long_string(f"map of {class_name}")
+    try:
+        made = ParametricMap(
+            [nameless(sources)[index] if index == 0 else sources[index] for index in held],
+            np.ascontiguousarray(planes[held], dtype=np.float32),
+            series_instance_uid=author.uid("map series", class_name),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=author.uid("map instance", class_name),
+            instance_number=1,
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[
+                RealWorldValueMapping(
+                    lut_label=name[:16], lut_explanation=name, unit=NO_UNITS, value_range=(0.0, 1.0), slope=1, intercept=0
+                )
+            ],
+            window_center=0.5,
+            window_width=1.0,
+            derived_pixel_contrast=DerivedPixelContrastValues.QUANTITY,
+            content_label="MAP",
+            content_description=long_string(author.description),
+            content_creator_name=person_name(author.creator),
+            **equipment(author),
+        )
+    except HEADER_ERRORS as error:
+        raise VolumeError(
+            f"the headers of the DICOM series do not allow a DICOM Parametric Map ({error}): take the map as NIfTI"
+        ) from error
+    finish(made, sources)
+    return made

@@ -1,0 +1,1 @@
+"""Results that are kept: made once, looked at, then accepted or rejected."""

@@ -1,0 +1,11 @@
+"""Why a result cannot be used as asked."""
+
+from __future__ import annotations
+
+
+class ResultConflictError(Exception):
+    """The result exists, but what is asked contradicts it; the message says why and what to do."""
+
+
+class NoSpaceError(Exception):
+    """The server's disk is full; nothing was stored."""
