@@ -10,8 +10,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.middleware import Middleware
 
 from lib.options import AppOptions
+from lib.server.cases import router as case_router
 from lib.server.errors import add_error_handlers
 from lib.server.limits import SameOrigin, UploadLimit
+from lib.server.page import page_files
+from lib.server.page import router as page_router
 from lib.server.routes import checked_routes
 from lib.server.tags import router as tag_router
 from lib.server.versions import router as version_router
@@ -42,7 +45,8 @@ def install_server(options: AppOptions) -> None:
     if getattr(web.state, "is_mended", False):
         return
     web.state.is_mended = True
-    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *tag_router.routes, *version_router.routes]
+    own = [*tag_router.routes, *version_router.routes, *case_router.routes, *page_router.routes, *page_files()]
+    web.router.routes[:0] = [*checked_routes(options.waiting_requests), *own]
     web.user_middleware[:] = middleware(options)
     add_error_handlers(web)
     web.middleware_stack = None  # built again, with the above, for the first request
