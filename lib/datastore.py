@@ -73,6 +73,10 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         """The DICOM series that is the source of an image, if one is."""
         return self._series.get(image_id)
 
+    def series_of_study(self, study_uid: str) -> list[str]:
+        """The images that are DICOM series of a study."""
+        return sorted(image_id for image_id, series in self._series.items() if series.study_uid == study_uid)
+
     def series_file(self, image_id: str) -> Path:
         """Where the NIfTI of a series lies once it is converted."""
         series = self._series[image_id]

@@ -11,9 +11,12 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.middleware import Middleware
 
 from lib.options import AppOptions
+from lib.server.cases import router as case_router
 from lib.server.errors import add_error_handlers
 from lib.server.limits import SameOrigin, UploadLimit
 from lib.server.ohif import router as ohif_router
+from lib.server.page import page_files
+from lib.server.page import router as page_router
 from lib.server.proxy import router as proxy_router
 from lib.server.results import result_router
 from lib.server.routes import checked_routes
@@ -47,8 +50,9 @@ def install_server(options: AppOptions) -> None:
         return
     web.state.is_mended = True
     turns = anyio.CapacityLimiter(options.waiting_requests)
-    own = [tag_router, version_router, result_router(turns), proxy_router, ohif_router]
-    web.router.routes[:0] = [*checked_routes(turns), *(route for router in own for route in router.routes)]
+    routers = [tag_router, version_router, result_router(turns), case_router, page_router, proxy_router, ohif_router]
+    own = [*(route for router in routers for route in router.routes), *page_files()]
+    web.router.routes[:0] = [*checked_routes(turns), *own]
     web.user_middleware[:] = middleware(options)
     add_error_handlers(web)
     web.middleware_stack = None  # built again, with the above, for the first request

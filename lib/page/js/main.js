@@ -1,0 +1,396 @@
+// The tagging page: wires the server, the viewer, the keys and the panels together.
+
+import { ask, download, part, untilAnswered } from "./api.js";
+import { Case } from "./case.js";
+import { openCases } from "./cases.js";
+import { actionOf, listKeys } from "./keys.js";
+import { inWords } from "./marks.js";
+import { Opinions, percent } from "./opinion.js";
+import { Saver } from "./saver.js";
+import { say, sayError } from "./say.js";
+import { busy, cssColor, showPage, WITHOUT_CASE } from "./screen.js";
+import { Strip } from "./strip.js";
+import { Training } from "./training.js";
+import { Viewer } from "./viewer.js";
+
+const USER_KEY = "tagging.user";
+const STATE_MS = 20_000;
+const $ = (id) => document.getElementById(id);
+
+const viewer = new Viewer($("image"));
+const saver = new Saver({ onChange: show, onStored, onRefused, onWaiting });
+const opinions = new Opinions(viewer, colorOf, show);
+const strip = new Strip($("strip"), goTo);
+const training = new Training(takeState);
+
+/** @type {Case | null} */
+let shown = null;
+let active = "";
+let user = localStorage.getItem(USER_KEY) ?? "";
+let server = { classes: [], model: null, progress: null, user: null };
+let opening = new AbortController();
+let wheel = 0;
+/** What must be pressed twice, because something would be lost or undone for somebody else. */
+let asked = "";
+/** Cases in the order they were opened, and which of them is shown. */
+const visited = [];
+let place = -1;
+
+const ACTIONS = {
+  "slice+1": () => goTo(viewer.slice + 1),
+  "slice-1": () => goTo(viewer.slice - 1),
+  "slice+10": () => goTo(viewer.slice + 10),
+  "slice-10": () => goTo(viewer.slice - 10),
+  "slice-first": () => goTo(0),
+  "slice-last": () => goTo(viewer.numSlices - 1),
+  "window-wider": () => viewer.changeWindow(1.12, 0),
+  "window-narrower": () => viewer.changeWindow(1 / 1.12, 0),
+  "level-brighter": () => viewer.changeWindow(1, -0.05),
+  "level-darker": () => viewer.changeWindow(1, 0.05),
+  "zoom-in": () => viewer.changeZoom(1.2),
+  "zoom-out": () => viewer.changeZoom(1 / 1.2),
+  "pan-up": () => viewer.pan(0, 0.1),
+  "pan-down": () => viewer.pan(0, -0.1),
+  "pan-left": () => viewer.pan(0.1, 0),
+  "pan-right": () => viewer.pan(-0.1, 0),
+  reset: () => viewer.resetView(),
+  first: () => mark("first"),
+  last: () => mark("last"),
+  range: beginRange,
+  absent: () => tag(false),
+  present: () => tag(shown.isPicture ? [[0, 0]] : true),
+  unknown: () => tag(null),
+  undo,
+  next: nextCase,
+  previous: previousCase,
+  cases: () => openCases(shown?.image ?? null, (image) => leaveTo("cases", () => open(image))),
+  opinion: () => opinions.toggle(),
+  overlay: () => opinions.changeOverlay(),
+  highest,
+  accept: () => judge("accept"),
+  reject: () => judge("reject"),
+  train: () => training.open(),
+  user: askUser,
+  help: () => $("help-dialog").showModal(),
+};
+
+async function begin() {
+  listKeys($("help-keys"));
+  listen();
+  show();
+  try {
+    await viewer.start();
+  } catch (error) {
+    return sayError("This browser cannot show images (WebGL 2 is needed)", error);
+  }
+  await untilAnswered(refreshState, { onFailure: (error) => sayError("Waiting for the server", error) });
+  if (!user && !server.user) await askUser();
+  void saver.start();
+  setInterval(() => refreshState().catch((error) => sayError("Waiting for the server", error)), STATE_MS);
+  await openLink();
+}
+
+/** What the address asks for: an image, a study, or nothing in particular. */
+async function openLink() {
+  const query = new URLSearchParams(location.search);
+  const [image, study] = [query.get("image"), query.get("study")];
+  if (image) return open(image);
+  if (!study) return nextCase();
+  try {
+    const { images } = await untilAnswered(() => ask("GET", `tagging/study/${part(study)}`), { onFailure: waiting });
+    await open(images[0]);
+    if (images.length > 1) say(`The study has ${images.length} series here; C lists the cases.`);
+  } catch (error) {
+    sayError("The study cannot be opened", error);
+  }
+}
+
+/** Opens a case; one that is being opened is let go. */
+async function open(image, { isReturn = false } = {}) {
+  opening.abort();
+  opening = new AbortController();
+  const { signal } = opening;
+  asked = "";
+  shown = null;
+  opinions.close();
+  viewer.clear();
+  viewer.draw();
+  say("");
+  busy(`Opening ${image} …`);
+  show();
+  try {
+    const found = await Case.load(image, saver, { signal, onFailure: waiting });
+    const onProgress = (received, total) => busy(`Loading ${image}: ${total ? percent(received / total) : `${received >> 20} MiB`}`);
+    const fetching = () => download(found.about.volume, { signal, onProgress });
+    const bytes = await untilAnswered(fetching, { signal, onFailure: waiting });
+    await viewer.show(bytes, image, found.about.slicing_axis, found.numSlices);
+    if (signal.aborted) return;
+    enter(found, isReturn);
+  } catch (error) {
+    if (signal.aborted) return;
+    busy("");
+    sayError(`${image} cannot be opened`, error);
+    show();
+  }
+}
+
+/** Shows a case that has been loaded. */
+function enter(found, isReturn) {
+  shown = found;
+  if (!isReturn) place = visited.push(found.image) - 1;
+  const { classes } = found.about;
+  if (!classes.includes(active)) active = classes[0] ?? "";
+  history.replaceState(null, "", `?${new URLSearchParams({ image: found.image })}`);
+  busy("");
+  say(classes.length ? "" : "No class can be tagged: start the server with --classes NAME,NAME,... or publish a model", "error");
+  goTo(Math.floor(found.numSlices / 2));
+  opinions.setClass(active);
+  void opinions.open(found.about, server.model?.methods[0], server.model_missing);
+  $("stage").focus();
+}
+
+function goTo(slice) {
+  if (!shown) return;
+  viewer.goTo(slice);
+  show();
+}
+
+function highest() {
+  const scores = opinions.scores(active);
+  if (!scores) return say("There is no opinion to go by.");
+  goTo(scores.indexOf(Math.max(...scores)));
+}
+
+// Tags
+
+function mark(end) {
+  if (shown.isPicture) return tag([[0, 0]]);
+  shown.mark(active, end, viewer.slice, userName());
+  afterTag();
+}
+
+function beginRange() {
+  if (shown.isPicture) return;
+  shown.begin(active);
+  say(`${active}: mark the first and the last slice of another range.`);
+  show();
+}
+
+function tag(value) {
+  shown.set(active, value, userName());
+  afterTag();
+}
+
+function afterTag() {
+  const words = inWords(shown.tag(active), shown.isPicture);
+  const isDone = shown.isComplete && !shown.draft(active);
+  say(shown.draft(active) ? "" : `${active}: ${words}.${isDone ? " Every class is tagged; N opens the next case." : ""}`);
+  show();
+}
+
+/** Takes back what was done last: what is half marked, then what is on its way, then what the server has. */
+async function undo() {
+  const found = shown;
+  if (found.drafts.delete(active)) return say(`${active}: marks removed.`), show();
+  const entry = saver.takeBack(found.image);
+  if (entry) return say(`${entry.name}: not sent any more, so ${inWords(found.tag(entry.name), found.isPicture)}.`), show();
+  if (saver.isUnsaved(found.image)) return say("The last tag is just being sent: press U again.");
+  try {
+    const last = await found.lastAction();
+    if (!last) return say("There is nothing to undo on this case.");
+    const isOther = last.user !== userName();
+    if (isOther && asked !== `undo ${last.action}`) {
+      asked = `undo ${last.action}`;
+      return say(`The last tag is by ${last.user}: press U again to take it back.`);
+    }
+    asked = "";
+    await found.undo(last.action, userName());
+    say(`${last.class}: taken back, now ${inWords(found.tags[last.class], found.isPicture)}.`);
+    void refreshState().catch(() => {});
+  } catch (error) {
+    sayError("Nothing was undone", error);
+  }
+  show();
+}
+
+async function judge(verdict) {
+  const found = shown;
+  if (!opinions.isShown || !opinions.opinion) return say("There is no opinion to accept or reject.");
+  if (!opinions.opinion.id) return say("This server keeps no results, so that a mask cannot be accepted.");
+  try {
+    const reply = await opinions.judge(verdict, userName());
+    await found.refresh();
+    const tags = Object.entries(reply.tags ?? {}).map(([name, value]) => `${name} ${inWords(value, found.isPicture)}`);
+    say(`${verdict === "accept" ? "Mask accepted" : "Rejected"}: ${tags.join(", ")}. U takes the tags back.`, "good");
+    void refreshState().catch(() => {});
+  } catch (error) {
+    sayError(verdict === "accept" ? "Not accepted" : "Not rejected", error);
+  }
+  show();
+}
+
+function onStored(entry, reply) {
+  if (shown?.image === entry.image) shown.take(reply);
+  if (!saver.isUnsaved()) void refreshState().catch(() => {});
+  show();
+}
+
+function onRefused(entry, error) {
+  if (shown?.image === entry.image) shown.refused(entry);
+  sayError(`Not saved (${entry.image}, ${entry.name} ${inWords(entry.value)})`, error);
+  show();
+}
+
+function onWaiting(error) {
+  sayError("A tag is not saved yet, and is sent again", error);
+}
+
+// Cases
+
+async function nextCase() {
+  await leaveTo("next", async () => {
+    if (place < visited.length - 1) return open(visited[++place], { isReturn: true });
+    busy("Choosing the next case …");
+    try {
+      const choosing = () => ask("POST", "activelearning/uncertain", { json: { client_id: userName() } });
+      const { id } = await untilAnswered(choosing, { onFailure: waiting });
+      busy("");
+      if (id) return await open(id);
+      say("No case is left: each has a tag for every class, or a final label. C lists them all.", "good");
+    } catch (error) {
+      busy("");
+      sayError("No next case", error);
+    }
+  });
+}
+
+async function previousCase() {
+  if (place <= 0) return say("There is no case before this one; C lists them all.");
+  await leaveTo("previous", () => open(visited[--place], { isReturn: true }));
+}
+
+/** Leaves the case, unless something is half marked: that is said first. */
+async function leaveTo(action, go) {
+  const [halfMarked] = shown?.drafts.keys() ?? [];
+  if (halfMarked && asked !== action) {
+    asked = action;
+    return say(`${halfMarked} is half marked and not saved: mark its other end, or do the same again to leave.`, "error");
+  }
+  return go();
+}
+
+// Server
+
+async function refreshState() {
+  takeState(await ask("GET", "tagging/state"));
+}
+
+function takeState(state) {
+  const before = server;
+  server = state;
+  if (state.user) user = state.user;
+  training.take(state);
+  const isOther = before.model?.version !== state.model?.version || before.model?.name !== state.model?.name;
+  if (isOther && shown) void opinions.open(shown.about, state.model?.methods[0], state.model_missing);
+  show();
+}
+
+function waiting(error) {
+  sayError("Asked again until the server answers", error);
+}
+
+function userName() {
+  return user || "unknown";
+}
+
+function askUser() {
+  if (server.user) return say(`You are logged in as ${server.user}.`);
+  const dialog = $("user-dialog");
+  $("user-name").value = user;
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      user = $("user-name").value.trim() || user;
+      localStorage.setItem(USER_KEY, user);
+      show();
+      $("stage").focus();
+      resolve();
+    }, { once: true });
+  });
+}
+
+// What is seen
+
+/** Red, green and blue of a class. */
+function colorOf(name) {
+  const hex = cssColor(Math.max((shown?.about.classes ?? []).indexOf(name), 0));
+  return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+}
+
+function show() {
+  showPage({ shown, active, server, user, saver, viewer, opinions, strip, choose });
+}
+
+function choose(name) {
+  active = name;
+  opinions.setClass(name);
+  show();
+}
+
+// What is done
+
+/** @param {string} action @param {string} [key] */
+function act(action, key) {
+  if (action === "class") {
+    const name = shown?.about.classes[Number(key) - 1];
+    if (name) choose(name);
+    return;
+  }
+  if (!shown && !WITHOUT_CASE.has(action)) return;
+  if (asked && !["undo", "next", "previous", "cases"].includes(action)) asked = "";
+  const button = document.querySelector(`button[data-action="${action}"]`);
+  if (button?.hidden || button?.disabled) return;
+  button?.classList.remove("is-pressed");
+  requestAnimationFrame(() => button?.classList.add("is-pressed"));
+  void ACTIONS[action]();
+  show();
+}
+
+function listen() {
+  document.addEventListener("keydown", (event) => {
+    const action = actionOf(event);
+    if (!action) return;
+    event.preventDefault();
+    act(action, event.key);
+  });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-action]");
+    if (button) act(button.dataset.action);
+  });
+  $("stage").addEventListener("wheel", onWheel, { passive: false });
+  $("stage").addEventListener("pointermove", (event) => {
+    if (!shown || !(event.buttons & 1)) return;
+    const { width, height } = $("stage").getBoundingClientRect();
+    viewer.changeWindow(Math.exp((2 * event.movementX) / width), event.movementY / height);
+    show();
+  });
+  new ResizeObserver(() => viewer.niivue?.gl && viewer.draw()).observe($("stage"));
+  addEventListener("beforeunload", (event) => {
+    if (saver.isUnsaved() || shown?.drafts.size) event.preventDefault();
+  });
+}
+
+/** The wheel scrolls; with Ctrl it zooms. Touchpads send many small steps, which are added up. */
+function onWheel(event) {
+  event.preventDefault();
+  if (!shown) return;
+  wheel += event.deltaMode ? 40 * event.deltaY : event.deltaY;
+  const steps = Math.trunc(wheel / 40);
+  if (!steps) return;
+  wheel -= 40 * steps;
+  if (event.ctrlKey) viewer.changeZoom(1.1 ** -steps);
+  else viewer.goTo(viewer.slice + Math.sign(steps) * Math.min(Math.abs(steps), 3));
+  show();
+}
+
+void begin();
