@@ -26,6 +26,8 @@ DEFAULT_PORT = 8000
 # Where Debian's own Orthanc service listens once the package is installed; the next free port is taken.
 ORTHANC_PORT = 8042
 
+CASES = (*DEMO_CASES, DICOM_CASE)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -36,12 +38,14 @@ class Options:
         workspace: folder for studies, PACS and logs; made anew.
         extra: further arguments of the label server.
         once: stop after a check of the masks.
+        cases: how many studies.
     """
 
     port: int
     workspace: Path
     extra: tuple[str, ...]
     once: bool
+    cases: int
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,12 +73,13 @@ def _options(arguments: list[str] | None) -> Options:
     parser.add_argument("--port", type=int, help=f"port of the label server (default {DEFAULT_PORT}; with --once any free one)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the networks run")
     parser.add_argument("--workspace", type=Path, default=WORKSPACE, help="folder for studies, PACS and logs; what is in it is lost")
+    parser.add_argument("--cases", type=int, default=len(CASES), choices=range(1, len(CASES) + 1), help="studies (default: %(default)s)")
     given = parser.parse_args(arguments)
     port = given.port or (find_free_port() if given.once else DEFAULT_PORT)
     if not is_port_free(port):
         hint = f"make pacs-demo PORT={find_free_port(port + 1)}"
         raise ServerError(f"port {port} is in use by another program: stop it, or choose another port: {hint}")
-    return Options(port, given.workspace, ("--device", given.device), given.once)
+    return Options(port, given.workspace, ("--device", given.device), given.once, given.cases)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -84,7 +89,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _run(options: Options) -> int:
     find_orthanc()
     print("Making the demo studies (synthetic, no patient data) ...", flush=True)
-    cases = [make_case(spec) for spec in (*DEMO_CASES, DICOM_CASE)]
+    cases = [make_case(spec) for spec in CASES[: options.cases]]
     with _pacs(options.workspace, cases) as pacs, _server(options, pacs) as server:
         wrong = _check(server.url, cases, options.workspace / "answers")
         if not options.once:

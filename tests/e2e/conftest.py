@@ -20,6 +20,7 @@ from tests.host.server_process import REPOSITORY, Server
 from tests.host.studies import AXIAL, SAGITTAL, write_dicom_series
 from tests.host.tiny_model import save_tiny_model
 
+TAGGED = ("tagged0", "tagged1", "tagged2", "tagged3")
 SCREENSHOTS = REPOSITORY / "build" / "e2e"
 
 
@@ -42,11 +43,12 @@ class Studies:
 
 @pytest.fixture(scope="session")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Studies:
-    """An axial series numbered from head to feet, a sagittal one, and the demo's."""
+    """An axial series numbered from head to feet, a sagittal one, four more to be tagged, and the demo's."""
     folder = tmp_path_factory.mktemp("pacs_studies")
     series = {
         "axial": write_dicom_series(folder / "axial", seed=1, axes=AXIAL, patient="axial", step_mm=-5.0),
         "sagittal": write_dicom_series(folder / "sagittal", seed=2, axes=SAGITTAL, patient="sagittal"),
+        **{name: write_dicom_series(folder / name, seed=seed, patient=name) for seed, name in enumerate(TAGGED, start=3)},
         DICOM_CASE.case_id: series_uid(DICOM_CASE.case_id),
     }
     write_series(make_case(DICOM_CASE), folder / DICOM_CASE.case_id)
@@ -77,7 +79,7 @@ def servers(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert codes == {"tiny": 0, "shipped": 0}, "a server did not end cleanly on Ctrl-C"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # two at a time cannot be driven from one thread, and other folders have their own
 def browser() -> Iterator[Browser]:
     """Chromium without a display."""
     if missing_browser():

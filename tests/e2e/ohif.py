@@ -42,6 +42,12 @@ LOOK_AT = """(point) => {
   }
 }"""
 
+ACTIVE_SERIES = """() => {
+  const { viewports, activeViewportId } = services.viewportGridService.getState();
+  const shown = viewports.get(activeViewportId).displaySetInstanceUIDs[0];
+  return services.displaySetService.getDisplaySetByUID(shown).SeriesInstanceUID;
+}"""
+
 SEGMENTS = """() => Object.values(services.segmentationService.getSegmentation('1').segments)
   .map(segment => [segment.segmentIndex, segment.label])"""
 
@@ -61,12 +67,14 @@ class Shown:
     def on_grid(self, image: Volume) -> np.ndarray:
         """The same values in the voxel order of an image, by position in the patient; the grids must be the same voxels."""
         to_image = np.linalg.inv(image.affine) @ self.affine
-        voxels = np.indices(self.array.shape).reshape(3, -1)
-        placed = to_image[:3, :3] @ voxels + to_image[:3, 3:]
-        assert np.abs(placed - np.rint(placed)).max() < 0.05, "the page's voxels lie between those of the image"
-        result = np.zeros(image.array.shape, dtype=self.array.dtype)
-        result[tuple(np.rint(placed).astype(int))] = self.array.reshape(-1)
-        return result
+        turn = np.rint(to_image[:3, :3])
+        assert np.array_equal(np.abs(turn).sum(axis=0), np.ones(3)) and np.abs(to_image[:3, :3] - turn).max() < 0.001
+        turned = self.array.transpose(np.abs(turn).argmax(axis=1))
+        is_flipped = turn.sum(axis=1) < 0
+        assert turned.shape == image.array.shape, "the page shows another number of voxels"
+        first = np.where(is_flipped, np.array(turned.shape) - 1, 0)
+        assert np.abs(to_image[:3, 3] - first).max() < 0.05, "the page shows the voxels elsewhere"
+        return np.flip(turned, tuple(np.flatnonzero(is_flipped)))
 
 
 class Ohif:
@@ -95,6 +103,15 @@ class Ohif:
         self.page.get_by_text(patient, exact=True).first.click()
         self.page.get_by_role("button", name="MONAI Label").first.click()
         self.wait_for_pixels()
+
+    def open_address(self, study: str) -> None:
+        """Opens a study by its address, as a link from elsewhere does."""
+        self.page.goto(f"{self.url}/ohif/monai-label?StudyInstanceUIDs={study}")
+        self.wait_for_pixels()
+
+    def active_series(self) -> str:
+        """SeriesInstanceUID of what Run acts on."""
+        return str(self.page.evaluate(ACTIVE_SERIES))
 
     def wait_for_pixels(self) -> None:
         """Until every slice of the study is in the viewports."""

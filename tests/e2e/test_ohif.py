@@ -66,7 +66,7 @@ def test_model_that_ships_finds_the_lesion(shipped: Ohif, studies: Studies) -> N
 
 def test_next_sample_names_a_study_that_lacks_a_tag(tiny: Ohif, studies: Studies) -> None:
     tags = {"tags": {"edema": False, "tumor": True}, "user": "e2e"}
-    for patient in ("axial", DICOM_CASE.case_id):
+    for patient in studies.series.keys() - {"sagittal"}:
         requests.put(f"{tiny.url}/tags/{studies.series[patient]}", json=tags, timeout=30).raise_for_status()
     tiny.open_study("axial")
     tiny.connect()
@@ -75,6 +75,8 @@ def test_next_sample_names_a_study_that_lacks_a_tag(tiny: Ohif, studies: Studies
     assert shown["Series Instance UID"] == studies.series["sagittal"]
     assert shown["Study Instance UID"] == studies.study("sagittal")
     assert (shown["Modality"], shown["Patient ID"]) == ("MR", "sagittal")
+    for patient in studies.series.keys() - {"sagittal"}:
+        requests.post(f"{tiny.url}/tags/{studies.series[patient]}/undo", timeout=30).raise_for_status()
 
 
 def test_viewer_links_to_the_tagging_page_of_the_open_study(tiny: Ohif, studies: Studies) -> None:

@@ -1,0 +1,123 @@
+"""From OHIF to the tagging page: a mask is accepted, read back from the PACS by other software, tags are given, a model is trained."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+import requests
+from dicomweb_client import DICOMwebClient
+from playwright.sync_api import Page, expect
+
+from app_cdm.metrics.overlap import dice
+from demo.orthanc import Orthanc
+from tests.e2e.conftest import SCREENSHOTS, TAGGED, Studies
+from tests.e2e.ohif import WAIT_MS, Ohif
+from tests.host.answers import nifti
+
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+TRAIN_LIMIT_S = 200
+
+
+def open_tagging_page(viewer: Ohif, patient: str) -> Page:
+    """Follows the link in the viewer, and says who tags."""
+    viewer.open_study(patient)
+    with viewer.page.context.expect_page() as opened:
+        viewer.page.locator("#app-cdm-tagging").click()
+    page = opened.value
+    page.locator("#user-name").fill("e2e", timeout=WAIT_MS)
+    page.keyboard.press("Enter")
+    return page
+
+
+def segmentations(pacs: Orthanc, study: str) -> list[pydicom.Dataset]:
+    """Every DICOM segmentation of a study, fetched from the PACS itself."""
+    client = DICOMwebClient(pacs.url)
+    series = client.search_for_series(study, search_filters={"Modality": "SEG"})
+    return [item for found in series for item in client.retrieve_series(study, found["0020000E"]["Value"][0])]
+
+
+def volume_by_highdicom(dataset: pydicom.Dataset, files: list[Path]) -> dict[str, np.ndarray]:
+    """Segments by name, `(X, Y, Z)` bool, the slices in order of their position: by software that has nothing to do with the server."""
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    row, column = np.array(sources[0].ImageOrientationPatient, dtype=float).reshape(2, 3)
+    sources.sort(key=lambda item: float(np.cross(row, column) @ np.array(item.ImagePositionPatient, dtype=float)))
+    read = highdicom.seg.Segmentation.from_dataset(dataset)
+    planes = read.get_pixels_by_source_instance([item.SOPInstanceUID for item in sources], assert_missing_frames_are_empty=True)
+    names = [segment.SegmentLabel for segment in read.SegmentSequence]
+    return {name: planes[..., index].transpose(2, 1, 0) > 0 for index, name in enumerate(names)}
+
+
+def test_accepted_mask_is_read_back_from_the_pacs(tiny: Ohif, studies: Studies, pacs: Orthanc) -> None:
+    series, study = studies.series["sagittal"], studies.study("sagittal")
+    before = requests.get(f"{tiny.url}/info/", timeout=60).json()["datastore"]["completed"]
+    page = open_tagging_page(tiny, "sagittal")
+    with page.expect_response(lambda reply: "/results/" in reply.url and "/accept" in reply.url, timeout=WAIT_MS) as answered:
+        page.locator("#accept").click(timeout=WAIT_MS)
+    expect(page.locator("#status")).to_contain_text("Mask accepted", timeout=WAIT_MS)
+    page.screenshot(path=SCREENSHOTS / "accepted.png")
+    result = answered.value.url.split("/results/")[1].split("/")[0]
+    shown = nifti(requests.get(f"{tiny.url}/results/{result}/mask", timeout=60).content)
+    mask = np.asarray(shown.dataobj)
+    assert set(np.unique(mask)) == {0, 1, 2}
+
+    stored = segmentations(pacs, study)
+    assert len(stored) == 1
+    read = volume_by_highdicom(stored[0], studies.files["sagittal"])
+    assert set(read) == {"edema", "tumor"}
+    for number, name in enumerate(("edema", "tumor"), start=1):
+        assert dice(read[name], mask == number) == 1.0, name
+    label = nifti(requests.get(f"{tiny.url}/datastore/label", params={"label": series, "tag": "final"}, timeout=60).content)
+    assert np.array_equal(np.asarray(label.dataobj), mask) and np.allclose(label.affine, shown.affine, atol=1e-4)
+    assert requests.get(f"{tiny.url}/info/", timeout=60).json()["datastore"]["completed"] == before + 1
+
+
+def test_server_without_that_copy_reads_the_same_from_the_pacs(shipped: Ohif, tiny: Ohif, studies: Studies) -> None:
+    """The other server has never seen the label: it fetches the segmentation."""
+    where = {"params": {"label": studies.series["sagittal"], "tag": "final"}, "timeout": 60}
+    here, there = (nifti(requests.get(f"{url}/datastore/label", **where).content) for url in (tiny.url, shipped.url))  # type: ignore[arg-type]
+    names = requests.get(f"{shipped.url}/datastore/label/info", **where).json()["label_info"]  # type: ignore[arg-type]
+    numbers = {item["name"]: value for value, item in enumerate(names, start=1)}
+    for value, name in enumerate(("edema", "tumor"), start=1):
+        assert dice(np.asarray(there.dataobj) == numbers[name], np.asarray(here.dataobj) == value) == 1.0
+    assert numbers["tumor"] == 1, "tumor is the only class of the shipped model, edema comes after it"
+
+
+def test_tags_from_the_page_train_a_model(tiny: Ohif, studies: Studies) -> None:
+    tags = {studies.series[name]: {"edema": index % 2 == 0, "tumor": index % 2 == 1} for index, name in enumerate(TAGGED)}
+    requests.post(f"{tiny.url}/tags/bulk", json={"tags": tags, "user": "e2e"}, timeout=120).raise_for_status()
+    page = open_tagging_page(tiny, "axial")
+    expect(page.locator("#classes")).to_contain_text("edema", timeout=WAIT_MS)
+    page.keyboard.press("a")
+    expect(page.locator("#saved")).not_to_be_empty(timeout=WAIT_MS)
+    wait_for(lambda: requests.get(f"{tiny.url}/tags/{studies.series['axial']}", timeout=30).json()["tags"]["edema"] is False, 30)
+    page.screenshot(path=SCREENSHOTS / "tagged.png")
+
+    page.keyboard.press("t")
+    page.locator("#train-minutes").fill("0.1")
+    page.locator("#train-start").click()
+    ended = ("published", "kept back", "failed")
+    wait_for(lambda: stats(tiny.url).get("state") == "running", TRAIN_LIMIT_S)
+    wait_for(lambda: stats(tiny.url).get("state") in ended, TRAIN_LIMIT_S)
+    page.screenshot(path=SCREENSHOTS / "trained.png")
+    assert stats(tiny.url)["state"] in ("published", "kept back"), stats(tiny.url)
+    assert requests.get(f"{tiny.url}/versions/", timeout=30).json()["versions"]
+
+
+def stats(url: str) -> dict[str, object]:
+    """What the trainer says of itself."""
+    found = requests.get(f"{url}/info/", timeout=60).json()["train_stats"]["weak_label"]
+    assert isinstance(found, dict)
+    return found
+
+
+def wait_for(is_true: object, limit_s: float) -> None:
+    """Until something is so."""
+    deadline = time.monotonic() + limit_s
+    while not is_true():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.3)
