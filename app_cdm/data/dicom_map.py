@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from highdicom.pm import DerivedPixelContrastValues, ParametricMap, RealWorldValueMapping
+from highdicom.sr import CodedConcept
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 
@@ -14,6 +15,8 @@ from app_cdm.data.dicom_source import to_planes
 from app_cdm.data.grid import VolumeError
 
 SERIES_NUMBER = 902
+SEGMENTATION = Code("113076", "DCM", "Segmentation")
+SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 NO_UNITS = Code("1", "UCUM", "no units")
 
 
@@ -39,7 +42,7 @@ def make_parametric_map(values: np.ndarray, affine: np.ndarray, sources: Sequenc
     name = long_string(f"map of {class_name}")
     try:
         made = ParametricMap(
-            [nameless(sources)[index] if index == 0 else sources[index] for index in held],
+            nameless(sources, held),
             np.ascontiguousarray(planes[held], dtype=np.float32),
             series_instance_uid=author.uid("map series", class_name),
             series_number=SERIES_NUMBER,
@@ -63,5 +66,18 @@ def make_parametric_map(values: np.ndarray, affine: np.ndarray, sources: Sequenc
         raise VolumeError(
             f"the headers of the DICOM series do not allow a DICOM Parametric Map ({error}): take the map as NIfTI"
         ) from error
+    for frame, index in zip(made.PerFrameFunctionalGroupsSequence, held, strict=True):
+        frame.DerivationImageSequence = [_derived_from(sources[index])]
     finish(made, sources)
     return made
+
+
+def _derived_from(source: Dataset) -> Dataset:
+    """Which instance a frame lies on, pixel by pixel; highdicom leaves it out."""
+    reference, derivation = Dataset(), Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(SOURCE_IMAGE)]
+    reference.SpatialLocationsPreserved = "YES"
+    derivation.DerivationCodeSequence = [CodedConcept.from_code(SEGMENTATION)]
+    derivation.SourceImageSequence = [reference]
+    return derivation

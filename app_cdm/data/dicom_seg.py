@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,17 +138,29 @@ def equipment(author: Authorship) -> dict[str, Any]:
     }
 
 
-def nameless(sources: Sequence[Dataset]) -> list[Dataset]:
-    """The sources, the first without the patient's name: highdicom complains of every name without a first name."""
-    first = copy.copy(sources[0])
+def nameless(sources: Sequence[Dataset], indices: Iterable[int] | None = None) -> list[Dataset]:
+    """The sources, or some of them, as highdicom wants them: patient and study in the first, whose lack of a first name it need not know.
+
+    Args:
+        sources: of `read_sources`.
+        indices: which; all by default.
+    """
+    chosen = [sources[index] for index in (range(len(sources)) if indices is None else indices)]
+    first = copy.deepcopy(sources[0])
     first.PatientName = ""
-    return [first, *sources[1:]]
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "ImagePositionPatient"):
+        if keyword in chosen[0]:
+            setattr(first, keyword, chosen[0][keyword].value)
+    return [first, *chosen[1:]]
 
 
 def finish(made: Dataset, sources: Sequence[Dataset]) -> None:
     """Says what highdicom leaves out: the character set, the patient's name as it is, and the body part of the source."""
     made.SpecificCharacterSet = "ISO_IR 192"
-    made.PatientName = str(sources[0].PatientName)
+    made.PatientName = sources[0].PatientName
+    for element in made:
+        if element.VR == "PN" and element.value:  # encoded anew: a name remembers the character set that it was read in
+            element.value = [str(name) for name in element.value] if element.VM > 1 else str(element.value)
     if sources[0].get("BodyPartExamined"):
         made.BodyPartExamined = sources[0].BodyPartExamined
     if sources[0].get("Laterality") in ("L", "R"):

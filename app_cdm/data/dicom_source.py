@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM, DSfloat
 
-from app_cdm.data.dicom_header import GAP_TOLERANCE, SliceHeader, ordered, read_header
 from app_cdm.data.grid import LPS_FROM_RAS, VolumeError
 
 # What the objects of a study must carry, even empty, and scanners and anonymisers leave out.
 EMPTY_TAGS = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
 SEXES = ("M", "F", "O", "")
-INSTANCE_TAGS = ["SOPClassUID", "FrameOfReferenceUID"]
+SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID")
+IDENTITY_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows", "Columns")
+INSTANCE_TAGS = [*IDENTITY_TAGS, *GEOMETRY_TAGS, *SPACING_TAGS, "InstanceNumber", "NumberOfFrames", "SliceThickness"]
+GAP_TOLERANCE = 0.1
 IN_PLANE_TOLERANCE = 0.05
 POSITION_TOLERANCE = 0.5
 
@@ -35,24 +40,29 @@ def read_sources(files: Iterable[Path]) -> list[Dataset]:
     Raises:
         VolumeError: they are no series of single-frame images.
     """
-    headers = ordered([header for header in map(read_header, files) if header is not None])
-    if not headers:
+    found: dict[str, tuple[Path, Dataset]] = {}
+    for path in sorted(files):
+        with suppress(InvalidDicomError):
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=INSTANCE_TAGS)
+            if "Rows" in data and "Columns" in data:
+                _check_identity(path, data)
+                found.setdefault(str(data.SOPInstanceUID), (path, data))
+    if not found:
         raise VolumeError("no DICOM image of the series is at hand: the study may have been removed")
-    if len({header.series_uid for header in headers}) > 1:
-        raise VolumeError(f"{headers[0].path.parent.name}: files of several series: give those of one")
-    for header in headers:
-        if header.num_frames > 1 or header.is_mosaic:
-            raise VolumeError(f"{header.path.name}: several frames in one file: the result can be had as NIfTI only")
-    first: Dataset = pydicom.dcmread(headers[0].path, stop_before_pixels=True)
-    _make_whole(first, headers[0])
-    sources: list[Dataset] = [first]
-    for header in headers[1:]:
-        source: Dataset = pydicom.dcmread(header.path, stop_before_pixels=True, specific_tags=INSTANCE_TAGS)
-        source.FrameOfReferenceUID = first.get("FrameOfReferenceUID")
-        _set_identity(source, header)
-        sources.append(source)
-    for source, header in zip(sources, headers, strict=True):
-        _set_geometry(source, header, headers)
+    if len({data.SeriesInstanceUID for _, data in found.values()}) > 1:
+        raise VolumeError(f"{next(iter(found.values()))[0].parent.name}: files of several series: give those of one")
+    ordered = sorted(found.values(), key=lambda item: _place(item[1]))
+    sources = [data for _, data in ordered]
+    first: Dataset = pydicom.dcmread(ordered[0][0], stop_before_pixels=True)
+    has_geometry = [_numbers(data, "ImagePositionPatient", 3) and _numbers(data, "ImageOrientationPatient", 6) for data in sources]
+    if not all(has_geometry) and len(sources) > 1:
+        raise VolumeError(f"{ordered[has_geometry.index(None)][0].name}: no position or orientation: export the series with its geometry")
+    _make_whole(first, is_placed=bool(has_geometry[0]))
+    sources[0] = first
+    if has_geometry[0]:
+        _set_geometry(sources)
+    else:
+        _remove_geometry(first)
     return sources
 
 
@@ -108,7 +118,34 @@ def _checked(planes: np.ndarray, sources: Sequence[Dataset]) -> np.ndarray:
     return planes
 
 
-def _make_whole(first: Dataset, header: SliceHeader) -> None:
+def _check_identity(path: Path, data: Dataset) -> None:
+    missing = [keyword for keyword in IDENTITY_TAGS if not data.get(keyword)]
+    if missing:
+        raise VolumeError(f"{path.name}: {missing} are missing: export the series again")
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        raise VolumeError(f"{path.name}: several frames in one file: the result can be had as NIfTI only")
+    data.pop("NumberOfFrames", None)
+
+
+def _numbers(data: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """A numeric attribute of exactly `count` finite values, or None."""
+    try:
+        values = tuple(float(value) for value in np.atleast_1d(np.asarray(data.get(keyword), dtype=np.float64)))
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return values if len(values) == count and all(np.isfinite(values)) else None
+
+
+def _place(data: Dataset) -> tuple[float, float]:
+    """Sorts slices: along their normal, and where there is none by instance number."""
+    position, orientation = _numbers(data, "ImagePositionPatient", 3), _numbers(data, "ImageOrientationPatient", 6)
+    number = (_numbers(data, "InstanceNumber", 1) or (0.0,))[0]
+    if position is None or orientation is None:
+        return 0.0, number
+    return float(np.dot(position, np.cross(orientation[:3], orientation[3:]))), number
+
+
+def _make_whole(first: Dataset, is_placed: bool) -> None:
     """Fills in what is missing, and empties what no reader would accept, in the header that patient and study are taken from."""
     for keyword in EMPTY_TAGS:
         if keyword not in first or first[keyword].value is None:
@@ -118,52 +155,38 @@ def _make_whole(first: Dataset, header: SliceHeader) -> None:
             setattr(first, keyword, "")
     if first.PatientSex not in SEXES:
         first.PatientSex = ""
-    if header.position is not None and not first.get("FrameOfReferenceUID"):
+    if is_placed and not first.get("FrameOfReferenceUID"):
         # Positions without a frame of reference: the series is its own.
-        first.FrameOfReferenceUID = generate_uid(entropy_srcs=[header.series_uid, "frame of reference"])
+        first.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(first.SeriesInstanceUID), "frame of reference"])
     # How the source was compressed is said of the result by the writer, if it can be.
     if "LossyImageCompression" in first and not ("LossyImageCompressionRatio" in first and "LossyImageCompressionMethod" in first):
         del first.LossyImageCompression
-    _set_identity(first, header)
+    first.pop("NumberOfFrames", None)
 
 
-def _set_identity(source: Dataset, header: SliceHeader) -> None:
-    source.SOPInstanceUID, source.SeriesInstanceUID, source.StudyInstanceUID = header.sop_uid, header.series_uid, header.study_uid
-    source.Columns, source.Rows = header.shape
-    if "SOPClassUID" not in source:
-        raise VolumeError(f"{header.path.name}: no SOP Class UID: export the series again")
-    if "NumberOfFrames" in source:
-        del source.NumberOfFrames
-
-
-def _set_geometry(source: Dataset, header: SliceHeader, headers: Sequence[SliceHeader]) -> None:
-    """Position, and one spacing for all: the distance between slices as measured, where all are alike."""
-    first = headers[0]
-    if header.position is None or header.orientation is None or first.orientation is None:
-        if len(headers) > 1:
-            raise VolumeError(f"{header.path.name}: position or orientation is missing: export the series again with its geometry")
-        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID"):
-            if keyword in source:
-                delattr(source, keyword)
-        return
-    source.ImagePositionPatient = [_decimal(value) for value in header.position]
-    source.ImageOrientationPatient = [_decimal(value) for value in first.orientation]
-    source.PixelSpacing = [_decimal(value) for value in first.pixel_spacing_mm or (1.0, 1.0)]
-    spacing_mm = _slice_spacing_mm(headers)
-    source.SliceThickness = _decimal(first.thickness_mm if spacing_mm is None else spacing_mm)
-    if spacing_mm is not None:
-        source.SpacingBetweenSlices = _decimal(spacing_mm)
-    elif "SpacingBetweenSlices" in source:
-        del source.SpacingBetweenSlices
-
-
-def _slice_spacing_mm(headers: Sequence[SliceHeader]) -> float | None:
-    """Distance between neighbouring slices; None where they differ, or there is one slice."""
-    depths_mm = np.array([np.dot(header.position or (0, 0, 0), headers[0].normal) for header in headers])  # type: ignore[arg-type]
+def _set_geometry(sources: Sequence[Dataset]) -> None:
+    """One orientation, spacing and frame of reference for all; between slices the distance as measured, where all are alike."""
+    first = sources[0]
+    spacing_mm = next((value for value in (_numbers(first, keyword, 2) for keyword in SPACING_TAGS) if value is not None), (1.0, 1.0))
+    depths_mm = np.array([_place(source)[0] for source in sources])
     gaps_mm = np.diff(depths_mm)
-    if not len(gaps_mm) or np.abs(gaps_mm - gaps_mm.mean()).max() > GAP_TOLERANCE * gaps_mm.mean():
-        return None
-    return float(gaps_mm.mean())
+    is_regular = len(gaps_mm) > 0 and np.abs(gaps_mm - gaps_mm.mean()).max() <= GAP_TOLERANCE * gaps_mm.mean()
+    thickness_mm = max((_numbers(first, "SliceThickness", 1) or (0.0,))[0], 0.0) or 1.0
+    orientation = _numbers(first, "ImageOrientationPatient", 6) or ()
+    for source in sources:
+        source.ImagePositionPatient = [_decimal(value) for value in _numbers(source, "ImagePositionPatient", 3) or ()]
+        source.ImageOrientationPatient = [_decimal(value) for value in orientation]
+        source.PixelSpacing = [_decimal(value) for value in spacing_mm]
+        source.FrameOfReferenceUID = first.FrameOfReferenceUID
+        source.pop("SpacingBetweenSlices", None)
+        if is_regular:
+            source.SpacingBetweenSlices = _decimal(gaps_mm.mean())
+        source.SliceThickness = _decimal(gaps_mm.mean() if is_regular else thickness_mm)
+
+
+def _remove_geometry(source: Dataset) -> None:
+    for keyword in GEOMETRY_TAGS:
+        source.pop(keyword, None)
 
 
 def _decimal(value: float) -> DSfloat:
