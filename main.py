@@ -17,6 +17,7 @@ from lib.activelearning.cache import doubts_folder
 from lib.activelearning.scorer import DoubtScorer
 from lib.activelearning.strategies import strategies
 from lib.datastore import FolderDatastore
+from lib.dicomweb import check_series
 from lib.infers.batch import BatchInfer
 from lib.infers.run import run_inference
 from lib.infers.segmentation import segmentation_tasks
@@ -59,7 +60,7 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
     def init_datastore(self) -> Datastore:
         store = TagStore(tags_file(self.studies, self.options.cache_dir, self.options.tags_file))
         if is_url(self.studies):
-            datastore = super().init_datastore()
+            datastore = check_series(super().init_datastore())
         else:
             datastore = FolderDatastore(
                 self.studies,

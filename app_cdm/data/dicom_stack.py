@@ -20,7 +20,8 @@ def ordered(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
     A copy has the position of its original too: exports are known in which all slices have one instance UID.
     """
     by_name = sorted(headers, key=lambda header: (header.instance_number, str(header.path), header.frame))
-    unique = list({(header.sop_uid, header.frame, header.position): header for header in reversed(by_name)}.values())[::-1]
+    kept = {(header.sop_uid, header.num_frames, header.frame, header.position): header for header in reversed(by_name)}
+    unique = list(kept.values())[::-1]
     if any(header.depth_mm is None for header in unique):
         return unique
     normal = unique[0].normal

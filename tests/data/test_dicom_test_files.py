@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
     # Some of the files are broken on purpose.
     pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(300),
 ]
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
