@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.png", "*.jpg", "*.jpeg")
 # Marks an image whose source is a DICOM series; never the suffix of a file.
 SERIES = ".dicom-series"
+MAX_TOLD = 50
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -59,14 +60,14 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         self.index_lock = threading.RLock()
         self._cache_dir = cache_dir / "dicom"
         self._converting = threading.Lock()
-        self._series = series_by_id(Path(folder))
+        self._series, self.left_out = survey(Path(folder))
         super().__init__(str(folder), extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
     def rescan(self) -> None:
         """Looks at the folder again, for DICOM series too; only files directly in it are followed by themselves."""
-        series = series_by_id(Path(self._datastore_path))
+        series, left_out = survey(Path(self._datastore_path))
         with self.index_lock:
-            self._series = series
+            self._series, self.left_out = series, left_out
         self.refresh()
 
     def find_series(self, image_id: str) -> DicomSeries | None:
@@ -76,6 +77,10 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
     def series_of_study(self, study_uid: str) -> list[str]:
         """The images that are DICOM series of a study."""
         return sorted(image_id for image_id, series in self._series.items() if series.study_uid == study_uid)
+
+    def patients(self) -> dict[str, str]:
+        """Image -> whose it is, as a digest; of DICOM series that say so."""
+        return patients_of(self._series)
 
     def series_file(self, image_id: str) -> Path:
         """Where the NIfTI of a series lies once it is converted."""
@@ -141,7 +146,8 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         """Counts for `/info/`; from a copy, because `/info/` must not wait for the index."""
         tags = [tag for image in list(self._datastore.objects.values()) for tag in list(image.labels)]
         completed = tags.count(DefaultLabelTag.FINAL.value)
-        return {"total": len(self.list_images()), "completed": completed, "label_tags": dict(Counter(tags))}
+        counts = {"total": len(self.list_images()), "completed": completed, "label_tags": dict(Counter(tags))}
+        return counts | told(self.left_out)
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """A ZIP of the labelled images.
@@ -186,14 +192,54 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         return files
 
 
-def series_by_id(folder: Path) -> dict[str, DicomSeries]:
-    """The image series below a folder, by SeriesInstanceUID."""
-    if not folder.is_dir():
-        return {}
-    series = {item.uid: item for item in find_dicom_series(folder) if re.fullmatch(r"[0-9.]{1,64}", item.uid)}
+def survey(folder: Path) -> tuple[dict[str, DicomSeries], dict[str, str]]:
+    """The DICOM series below a folder.
+
+    A series of several volumes that one attribute tells apart is one image a volume: `<SeriesInstanceUID>_EchoTime_90`.
+
+    Returns:
+        The images by id, and why others are left out by id.
+    """
+    series: dict[str, DicomSeries] = {}
+    left_out: dict[str, str] = {}
+    for item in find_dicom_series(folder) if folder.is_dir() else []:
+        image_id = series_id(item)
+        why = item.problem
+        if not re.fullmatch(r"[0-9.]{1,64}", item.uid):
+            why = "its SeriesInstanceUID is missing or malformed: export the series again"
+        elif image_id in series:
+            why = "another study has a series of the same SeriesInstanceUID: keep one of them"
+        elif item.is_localizer and not why:
+            why = "it calls itself a localizer (ImageType)"
+        if why:
+            left_out[image_id] = why
+            logger.warning("DICOM series %s is left out: %s", image_id or "without UID", why)
+        else:
+            series[image_id] = item
     if series:
         logger.info("%d DICOM series in the studies; each is converted on first use", len(series))
-    return series
+    return series, left_out
+
+
+def series_by_id(folder: Path) -> dict[str, DicomSeries]:
+    """The images among the DICOM series below a folder, by id."""
+    return survey(folder)[0]
+
+
+def series_id(series: DicomSeries) -> str:
+    """Image id: the SeriesInstanceUID, and what sets a volume apart where the series holds several."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join((series.uid, *(series.part or ()))))
+
+
+def patients_of(series: Mapping[str, DicomSeries]) -> dict[str, str]:
+    """Image -> whose it is, as a digest; images that do not say so are missing."""
+    return {image_id: item.patient for image_id, item in series.items() if item.patient}
+
+
+def told(left_out: Mapping[str, str]) -> dict[str, Any]:
+    """What `/info/` says of series that are no images; nothing where there are none."""
+    shown = dict(list(left_out.items())[:MAX_TOLD])
+    return {"left_out": shown, "num_left_out": len(left_out)} if left_out else {}
 
 
 def content_digest(series: DicomSeries) -> str:

@@ -1,21 +1,21 @@
-"""DICOM in: series found by header alone, pixels through MONAI's `ITKReader`."""
+"""DICOM in: series found by header alone, checked as a stack, then read."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import itk
-import numpy as np
-import pydicom
-from monai.data.image_reader import ITKReader
+from app_cdm.data.dicom_header import SliceHeader, read_headers
+from app_cdm.data.dicom_pixels import read_stack
+from app_cdm.data.dicom_split import Part, split_volumes
+from app_cdm.data.dicom_stack import ordered, stack_affine
+from app_cdm.data.grid import Volume, VolumeError, checked_volume
 
-from app_cdm.data.dicom_header import SliceHeader, ordered, read_header, stack_affine
-from app_cdm.data.grid import Volume, VolumeError, checked_volume, reading
-
+LOGGER = logging.getLogger(__name__)
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128
 MAX_LISTED = 10
@@ -23,7 +23,7 @@ MAX_LISTED = 10
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One DICOM series on disk.
+    """One DICOM series on disk, or one volume of a series that holds several.
 
     Attributes:
         uid: Series Instance UID.
@@ -32,6 +32,10 @@ class DicomSeries:
             copies of one instance only one.
         description: Series Description, may be empty.
         modality: such as `MR`.
+        patient: digest that tells patients apart; the identity cannot be read from it. May be empty.
+        part: name and value of the attribute that sets this volume apart in its series, such as `("EchoTime", "90")`.
+        is_localizer: whether the files call themselves that.
+        problem: why the files make no volume; empty where they do, as far as their headers say.
     """
 
     uid: str
@@ -39,9 +43,14 @@ class DicomSeries:
     files: tuple[Path, ...]
     description: str
     modality: str
+    patient: str = ""
+    part: Part | None = None
+    is_localizer: bool = False
+    problem: str = ""
 
     def __str__(self) -> str:
-        return f"{self.uid} ({self.modality or 'no modality'} {self.description!r}, {len(self.files)} files)"
+        part = f", {self.part[0]} {self.part[1]}" if self.part else ""
+        return f"{self.uid} ({self.modality or 'no modality'} {self.description!r}{part}, {len(self.files)} files)"
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -55,13 +64,13 @@ def find_dicom_series(folder: str | Path) -> list[DicomSeries]:
     """Finds the image series below a folder by their headers; pixels are not read.
 
     Files that are no DICOM images (others, DICOMDIR, reports, contours, segmentations, doses) are passed over, and so are
-    hidden subfolders.
+    hidden subfolders. A series of several volumes is listed as its volumes where one attribute tells them apart.
 
     Args:
         folder: searched with its subfolders.
 
     Returns:
-        Series sorted by study and series UID.
+        Series sorted by study and series UID; those that make no volume say why.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -74,15 +83,43 @@ def find_dicom_series(folder: str | Path) -> list[DicomSeries]:
         # Hidden folders hold no studies; and to open and close a database that this process uses would drop its locks.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(parent) / name for name in names):
-            header = read_header(path) if path.is_file() and is_dicom_file(path) else None
-            if header is not None:
+            for header in _headers_of(path):
                 groups[header.study_uid, header.series_uid].append(header)
-    found = []
-    for (study_uid, uid), headers in sorted(groups.items()):
-        slices = ordered(headers)
-        files = tuple(header.path for header in slices)
-        found.append(DicomSeries(uid, study_uid, files, slices[0].description, slices[0].modality))
-    return found
+    return [series for _, headers in sorted(groups.items()) for series in _volumes(headers)]
+
+
+def _headers_of(path: Path) -> list[SliceHeader]:
+    try:
+        return read_headers(path) if path.is_file() and is_dicom_file(path) else []
+    except OSError as error:
+        LOGGER.warning("%s: cannot be opened, file passed over (%s)", path.name, error.strerror)
+        return []
+
+
+def _volumes(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
+    parts = split_volumes(headers)
+    if parts:
+        return [_series(slices, part) for part, slices in parts.items()]
+    return [_series(ordered(headers), None)]
+
+
+def _series(slices: Sequence[SliceHeader], part: Part | None) -> DicomSeries:
+    first, problem = slices[0], ""
+    try:
+        stack_affine(slices)
+    except VolumeError as error:
+        problem = str(error)
+    return DicomSeries(
+        uid=first.series_uid,
+        study_uid=first.study_uid,
+        files=tuple(dict.fromkeys(header.path for header in slices)),
+        description=first.description,
+        modality=first.modality,
+        patient=first.patient,
+        part=part,
+        is_localizer=first.is_localizer,
+        problem=problem,
+    )
 
 
 def read_dicom_folder(folder: Path) -> Volume:
@@ -97,7 +134,8 @@ def read_dicom_folder(folder: Path) -> Volume:
         raise VolumeError(f"{folder.name}: no DICOM image in this folder: point to the folder of one series")
     if len(found) > 1:
         listing = "; ".join(str(series) for series in found[:MAX_LISTED]) + ("; ..." if len(found) > MAX_LISTED else "")
-        raise VolumeError(f"{folder.name}: {len(found)} series in this folder, point to one of them: {listing}")
+        what = "volumes" if any(series.part for series in found) else "series"
+        raise VolumeError(f"{folder.name}: {len(found)} {what} in this folder, point to one of them: {listing}")
     return read_dicom_series(found[0], folder)
 
 
@@ -111,66 +149,40 @@ def read_dicom_series(series: DicomSeries, path: Path | None = None) -> Volume:
     Raises:
         VolumeError: a file is broken, or the slices make no regular stack (missing, doubled, shifted or turned slices).
     """
-    headers = [read_header(file) for file in series.files]
-    if not headers or None in headers:
-        broken = next((file.name for file, header in zip(series.files, headers, strict=True) if header is None), series.uid)
-        raise VolumeError(f"{broken}: cannot be read as a DICOM image: export the series again")
-    return _read_slices([header for header in headers if header is not None], path or series.files[0].parent)
+    return _read_slices(series_headers(series), path or series.files[0].parent)
+
+
+def series_headers(series: DicomSeries) -> list[SliceHeader]:
+    """The headers of a series' slices, in order.
+
+    Raises:
+        VolumeError: a file of it cannot be read any more.
+    """
+    headers: list[SliceHeader] = []
+    for file in series.files:
+        found = read_headers(file)
+        if not found:
+            raise VolumeError(f"{file.name}: cannot be read as a DICOM image: export the series again")
+        headers.extend(header for header in found if series.part is None or series.part in header.marks)
+    if not headers:
+        raise VolumeError(f"{series.uid}: its files have changed and hold no slice of {series}: reload the studies")
+    return ordered(headers)
 
 
 def read_dicom_file(path: Path) -> Volume:
-    """Reads a single DICOM file as a volume of one slice.
+    """Reads a single DICOM file as a volume: of one slice, or of all its frames.
 
     Raises:
         FileNotFoundError: there is no such file.
-        VolumeError: the file is no DICOM image or is broken.
+        VolumeError: the file is no DICOM image, is broken, or its frames make no regular volume.
     """
-    header = read_header(path)
-    if header is None:
+    headers = read_headers(path)
+    if not headers:
         raise VolumeError(f"{path.name}: cannot be read as a DICOM image: send an image object with its pixels")
-    return _read_slices([header], path)
+    return _read_slices(ordered(headers), path)
 
 
 def _read_slices(headers: Sequence[SliceHeader], path: Path) -> Volume:
-    """Stacks slices after their geometry has been checked, so that a bad series costs no pixel reading."""
-    for header in headers:
-        if header.num_frames > 1 or header.is_mosaic:
-            raise VolumeError(
-                f"{header.path.name}: several frames in one file: convert the series to one slice a file "
-                "or to NIfTI (dcm2niix) and send that"
-            )
-    headers = ordered(headers)
+    """Stacks ordered slices after their geometry has been checked, so that a bad series costs no pixel reading."""
     affine = stack_affine(headers)
-    array = np.stack([_read_pixels(header) for header in headers], axis=-1)
-    return checked_volume(array, affine, "dicom", path)
-
-
-def _read_pixels(header: SliceHeader) -> np.ndarray:
-    """One slice as float32 `(columns, rows)` in the units of its rescale slope and intercept; colour as luminance.
-
-    GDCM, inside ITK, knows every compressed syntax in clinical use; the few files that it refuses go to pydicom.
-    """
-    with reading(header.path, "DICOM"):
-        try:
-            pixels = _pixels_by_itk(header)
-        except RuntimeError:
-            pixels = _pixels_by_pydicom(header)
-        return pixels.astype(np.float32).reshape(header.shape)
-
-
-def _pixels_by_itk(header: SliceHeader) -> np.ndarray:
-    """GDCM leaves the rescale of plain MR objects out (their slope may change from slice to slice); it is applied here then."""
-    image_io = itk.GDCMImageIO.New()
-    reader = ITKReader(pixel_type=itk.F, imageio=image_io)
-    array, _ = reader.get_data(reader.read(header.path))
-    if (image_io.GetRescaleSlope(), image_io.GetRescaleIntercept()) == (1.0, 0.0):
-        return np.asarray(array * np.float32(header.slope) + np.float32(header.intercept))
-    return np.array(array)
-
-
-def _pixels_by_pydicom(header: SliceHeader) -> np.ndarray:
-    """Stored values from pydicom's own decoders, rescaled."""
-    stored = pydicom.dcmread(header.path).pixel_array
-    if stored.ndim != 2:
-        raise VolumeError(f"{header.path.name}: colour pixels in a syntax that cannot be decoded: save the image uncompressed")
-    return np.asarray(stored.T * header.slope + header.intercept)
+    return checked_volume(read_stack(headers), affine, "dicom", path)

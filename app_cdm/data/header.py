@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from app_cdm.data import nifti, nrrd, picture
-from app_cdm.data.dicom import DicomSeries
-from app_cdm.data.dicom_header import ordered, read_header, stack_affine
+from app_cdm.data.dicom import DicomSeries, series_headers
+from app_cdm.data.dicom_stack import stack_affine
 from app_cdm.data.grid import LPS_FROM_RAS, Volume, VolumeError, VolumeKind, check_shape, checked_volume, reading, three_axes
 
 
@@ -48,11 +48,8 @@ def read_series_grid(series: DicomSeries) -> Volume:
 
 @lru_cache(maxsize=1024)
 def _read_series_grid(series: DicomSeries, stamps: tuple[tuple[int, int], ...]) -> Volume:
-    headers = [read_header(file) for file in series.files]
-    complete = ordered([header for header in headers if header is not None])
-    if not complete or None in headers:
-        raise VolumeError(f"{series.uid}: a file of the series cannot be read as a DICOM image: export the series again")
-    return _empty((*complete[0].shape, len(complete)), stack_affine(complete), "dicom", series.files[0].parent)
+    slices = series_headers(series)
+    return _empty((*slices[0].shape, len(slices)), stack_affine(slices), "dicom", series.files[0].parent)
 
 
 @lru_cache(maxsize=4096)

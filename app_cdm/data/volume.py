@@ -21,6 +21,7 @@ __all__ = [
     "write_mask",
 ]
 
+DICOM_SUFFIXES = (".dcm", ".ima")
 KNOWN_FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), PNG, JPEG, a DICOM file or the folder of one DICOM series"
 
 
@@ -59,4 +60,6 @@ def read_volume(path: str | Path) -> Volume:
         return picture.read_picture(path)
     if is_dicom_file(path):
         return read_dicom_file(path)
+    if name.endswith(DICOM_SUFFIXES):
+        raise VolumeError(f"{path.name}: no DICOM file marker (a file without preamble, or another format): export it as a DICOM file")
     raise VolumeError(f"{path.name}: unknown image format: send {KNOWN_FORMATS}")

@@ -11,7 +11,10 @@ from typing import Any
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
+from app_cdm.data.dicom_header import patient_key
 from lib.dicomweb.modalities import is_listed, searches
+
+PATIENT_FIELDS = ["PatientID", "IssuerOfPatientID"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class ImageSeries:
         uid: SeriesInstanceUID, the id of the image.
         study: StudyInstanceUID.
         num_instances: how many there are, if the PACS says so.
+        patient: digest of whose it is, see `patient_key`; empty if the PACS does not say.
     """
 
     uid: str
     study: str
     num_instances: int | None
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Archive:
             if self._images is None or time.monotonic() - self._images[0] > self._refresh_s:
                 found: dict[str, ImageSeries] = {}
                 for search in searches(self._modalities, self._filter):
-                    for item in map(Dataset.from_json, self._client.search_for_series(search_filters=search)):
+                    for item in map(Dataset.from_json, self._client.search_for_series(search_filters=search, fields=PATIENT_FIELDS)):
                         if is_listed(str(item.get("Modality", "")), self._modalities):
                             found[str(item.SeriesInstanceUID)] = _image(item)
                 self._images = time.monotonic(), found
@@ -105,7 +110,7 @@ class Archive:
 
 
 def _image(item: Dataset) -> ImageSeries:
-    return ImageSeries(str(item.SeriesInstanceUID), str(item.StudyInstanceUID), _count(item))
+    return ImageSeries(str(item.SeriesInstanceUID), str(item.StudyInstanceUID), _count(item), patient_key(item))
 
 
 def _segmentation(item: Dataset) -> SegmentationSeries:

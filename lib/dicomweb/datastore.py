@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from app_cdm.data.header import read_grid
-from app_cdm.data.volume import VolumeError, find_dicom_series, write_mask
-from lib.datastore import convert_series
+from app_cdm.data.volume import VolumeError, read_volume, write_map, write_mask
+from lib.datastore import told
 from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
 from lib.dicomweb.index import LockedIndex
 from lib.dicomweb.modalities import IMAGE_MODALITIES
@@ -44,10 +44,23 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
     archive: Archive
     class_names: Callable[[], Sequence[str]]
     fetching: dict[str, Any]
+    left_out: dict[str, str]
 
     def list_images(self) -> list[str]:
-        """Every image series of the chosen modalities."""
-        return list(self.archive.images())
+        """Every image series of the chosen modalities but those that turned out to make no volume."""
+        return [image for image in self.archive.images() if image not in self.left_out]
+
+    def rescan(self) -> None:
+        """Asks the PACS anew, and gives series that were left out another chance from a fresh copy."""
+        self.archive.forget()
+        for image in list(self.left_out):
+            with self._alone(image):
+                shutil.rmtree(self._images / image, ignore_errors=True)
+                self.left_out.pop(image, None)
+
+    def patients(self) -> dict[str, str]:
+        """Image -> whose it is, as a digest; of series whose PACS says so."""
+        return {image: series.patient for image, series in self.archive.images().items() if series.patient}
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images with a segmentation in the PACS, each once."""
@@ -113,7 +126,8 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
         kept = [tag for image in list(self._datastore.objects.values()) for tag in list(image.labels)]
         tags = {tag: kept.count(tag) for tag in kept}
         labelled = len(self.get_labeled_images())
-        return {"total": len(self.list_images()), "completed": labelled, "label_tags": tags | ({FINAL: labelled} if labelled else {})}
+        counts = {"total": len(self.list_images()), "completed": labelled, "label_tags": tags | ({FINAL: labelled} if labelled else {})}
+        return counts | told(self.left_out)
 
     def _download_labeled_data(self) -> None:
         for image in self.get_labeled_images():
@@ -141,16 +155,16 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
             complete.rename(folder)
 
     def _convert(self, series: ImageSeries, folder: Path, target: Path) -> None:
-        found = [item for item in find_dicom_series(folder) if item.uid == series.uid]
-        if not found:
-            raise VolumeError(f"series {series.uid} holds no image that can be read")
-        convert_series(found[0], target)
+        try:
+            volume = read_volume(folder)
+        except VolumeError as error:
+            self.left_out[series.uid] = str(error)
+            logger.warning("Series %s is left out: %s", series.uid, error)
+            raise
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".add_") as work:
-            # The host copies a file to where it lies already, which fails: it is given another name for it.
-            same = Path(work) / target.name
-            os.link(target, same)
-            target.unlink()
-            LockedIndex.add_image(self, series.uid, str(same), self._dicom_info(series.uid))
+            written = Path(work) / target.name
+            write_map(volume.array, volume, written)
+            LockedIndex.add_image(self, series.uid, str(written), self._dicom_info(series.uid))
 
     def _dicom_info(self, series_id: str) -> dict[str, Any]:
         item = Dataset.from_json(self._client.search_for_series(search_filters={"SeriesInstanceUID": series_id})[0])
@@ -193,7 +207,7 @@ def mend_pacs(datastore: DICOMWebDatastore, modalities: Sequence[str], class_nam
     logger.info("Series listed: modality %s, conditions %s", ", ".join(modalities or IMAGE_MODALITIES), search_filter)
     datastore.__class__ = PacsDatastore
     datastore.index_lock = threading.RLock()
-    datastore.fetching = {}
+    datastore.fetching, datastore.left_out = {}, {}
     datastore.archive = Archive(datastore._client, modalities, search_filter, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY)
     datastore.class_names = class_names
     limit_waiting(datastore._client._session)

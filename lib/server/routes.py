@@ -18,6 +18,7 @@ from monailabel.endpoints import activelearning, batch_infer, datastore, infer, 
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.datastore import FolderDatastore
+from lib.dicomweb.datastore import PacsDatastore
 from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
 from lib.server.rules import RULES
@@ -107,7 +108,7 @@ def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) ->
 def reload() -> dict[str, Any]:
     """Looks at the studies again; the host's own would make a second app beside the first, with a datastore each."""
     studies = app_instance().datastore()
-    if isinstance(studies, FolderDatastore):
+    if isinstance(studies, FolderDatastore | PacsDatastore):
         studies.rescan()
     return {}
 

@@ -9,6 +9,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 
+from app_cdm.data.volume import VolumeError
 from lib.server.checks import (
     LABEL_SUFFIXES,
     STORED_SUFFIXES,
@@ -31,6 +32,9 @@ Rule = Callable[[MONAILabelApp, Arguments], None]
 def known_image(app: MONAILabelApp, name: str) -> None:
     """Requires an image of the datastore; a PACS is asked later, when the image is fetched."""
     check_image_id(name)
+    why = getattr(app.datastore(), "left_out", {}).get(name)
+    if why is not None:
+        raise VolumeError(f"DICOM series {name} is left out: {why}")
     if not isinstance(app.datastore(), DICOMWebDatastore) and name not in app.datastore().list_images():
         raise UnknownNameError("image", name, hint=LIST_IMAGES)
 

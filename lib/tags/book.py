@@ -76,8 +76,8 @@ class TagBook:
         return {image for image, by_class in self.known().items() if all(name in by_class for name in names)}
 
     def table(self) -> TagTable:
-        """What training learns from: images that are there, with their tags and patients."""
-        names, patients = self.class_names(), self.store.patients()
+        """What training learns from: images that are there, with their tags and patients; a table's patients count before DICOM's."""
+        names, patients = self.class_names(), {**self.images.patients(), **self.store.patients()}
         known = {image: {name: by_class[name] for name in names if name in by_class} for image, by_class in self.known().items()}
         tags = {image: {name: parse_tag(value) for name, value in by_class.items()} for image, by_class in known.items() if by_class}
         return TagTable(names, tags, {image: patients.get(image, image) for image in tags})

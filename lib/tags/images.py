@@ -11,7 +11,8 @@ from monailabel.interfaces.datastore import Datastore
 from app_cdm.data.header import read_grid, read_series_grid
 from app_cdm.data.slices import find_slicing_axis
 from app_cdm.data.volume import Volume
-from lib.datastore import IMAGE_PATTERNS, FolderDatastore, series_by_id
+from lib.datastore import IMAGE_PATTERNS, FolderDatastore, patients_of, series_by_id
+from lib.dicomweb.datastore import PacsDatastore
 
 
 class Images(Protocol):
@@ -25,6 +26,9 @@ class Images(Protocol):
 
     def grid(self, image: str) -> Volume:
         """An image's voxel grid; voxels are not read."""
+
+    def patients(self) -> dict[str, str]:
+        """Image -> whose it is, as a digest, where the images themselves say so."""
 
 
 class DatastoreImages:
@@ -58,6 +62,11 @@ class DatastoreImages:
         series = self._datastore.find_series(image) if isinstance(self._datastore, FolderDatastore) else None
         return read_series_grid(series) if series else read_grid(Path(self._datastore.get_image_uri(image)))
 
+    def patients(self) -> dict[str, str]:
+        """Image -> whose it is, as a digest; of DICOM series that say so."""
+        known: dict[str, str] = self._datastore.patients() if isinstance(self._datastore, FolderDatastore | PacsDatastore) else {}
+        return known
+
 
 class FolderImages:
     """Images of a folder that is looked at from outside the server: its index is neither read nor written.
@@ -90,6 +99,10 @@ class FolderImages:
             VolumeError: the header cannot be used.
         """
         return read_series_grid(self._series[image]) if image in self._series else read_grid(self._files[image])
+
+    def patients(self) -> dict[str, str]:
+        """Image -> whose it is, as a digest; of DICOM series that say so."""
+        return patients_of(self._series)
 
 
 def count_slices(images: Images, image: str) -> int:

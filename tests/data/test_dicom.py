@@ -12,10 +12,10 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
+from pydicom.uid import CTImageStorage, MRImageStorage, RLELossless, generate_uid
 
 from app_cdm.data.volume import VolumeError, find_dicom_series, read_dicom_series, read_volume
+from tests.data.dicom_files import NORMAL, ORIGIN, ROW, STEP_MM, STUDY, expected_affine, write_series, write_slice
 
 # ITK's compiled modules warn while they load, and crash where that warning is an error.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -23,61 +23,6 @@ load: Any = nib.load
 REAL_DATA = Path(os.environ.get("APP_CDM_DATA", Path(__file__).parents[3] / "shared" / "data")) / "dicom"
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="real DICOM data is not here (APP_CDM_DATA)")
-
-ROW, COLUMN = np.array([0.96, 0.28, 0.0]), np.array([-0.28, 0.96, 0.0]) @ np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
-COLUMN = np.cross(np.cross(ROW, COLUMN) / np.linalg.norm(np.cross(ROW, COLUMN)), ROW)
-NORMAL = np.cross(ROW, COLUMN)
-ORIGIN = np.array([-30.0, 12.0, 5.0])
-PIXEL_SPACING, STEP_MM = (0.8, 0.5), 3.5
-STUDY = generate_uid()
-
-
-def write_slice(path: Path, pixels: np.ndarray, position: np.ndarray | None, series: str, **changes: Any) -> FileDataset:
-    """Writes one MR (or other) slice; `changes` set or (None) remove attributes."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = changes.pop("sop_class", MRImageStorage)
-    meta.MediaStorageSOPInstanceUID = changes.pop("sop_uid", None) or generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.is_little_endian, data.is_implicit_VR = True, False
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    data.StudyInstanceUID, data.SeriesInstanceUID = STUDY, series
-    data.Modality, data.SeriesDescription, data.PatientID = "MR", "AX FLAIR", "synthetic"
-    data.Rows, data.Columns = pixels.shape[:2]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-    data.PixelSpacing, data.SliceThickness = list(PIXEL_SPACING), 99.0
-    data.ImageOrientationPatient = [round(float(value), 8) for value in (*ROW, *COLUMN)]
-    if position is not None:
-        data.ImagePositionPatient = [round(float(value), 6) for value in position]
-    data.PixelData = pixels.astype("<i2").tobytes()
-    for name, value in changes.items():
-        if value is None:
-            delattr(data, name)
-        else:
-            setattr(data, name, value)
-    data.save_as(path, write_like_original=False)
-    return data
-
-
-def write_series(folder: Path, count: int = 6, series: str | None = None, skip: tuple[int, ...] = (), **changes: Any) -> np.ndarray:
-    """Writes a series whose file names run against its order; returns `(columns, rows, slices)` in spatial order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    array = np.random.default_rng(count).integers(-500, 3000, (5, 7, count))
-    uid = series or generate_uid()
-    for index in range(count):
-        if index not in skip:
-            position = ORIGIN + index * STEP_MM * NORMAL
-            write_slice(folder / f"im{(index * 5 + 2) % 7}_{count - index}", array[:, :, index].T, position, uid, **changes)
-    return array
-
-
-def expected_affine() -> np.ndarray:
-    """RAS affine of `write_series`, from the standard's equation C.7.6.2.1-1."""
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = ROW * PIXEL_SPACING[1], COLUMN * PIXEL_SPACING[0], NORMAL * STEP_MM
-    affine[:3, 3] = ORIGIN
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def test_series_is_ordered_by_position_not_by_name(tmp_path: Path) -> None:
@@ -299,3 +244,121 @@ def test_real_mr_lies_on_the_grid_of_its_reference(series: str) -> None:
         assert volume.array.shape == reference.shape
         np.testing.assert_allclose(volume.affine, reference.affine, atol=1e-3)
         assert len(find_dicom_series(study)) == 2
+
+
+def write_echoes(folder: Path, per_echo: int = 4, **marks: list[Any]) -> np.ndarray:
+    """Several slices at each position that differ in some attributes; returns `(volume, rows, columns, slices)`."""
+    count = len(next(iter(marks.values())))
+    arrays = np.random.default_rng(0).integers(0, 3000, (count, 7, 5, per_echo))
+    for volume in range(count):
+        changes = {name: values[volume] for name, values in marks.items()}
+        for index in range(per_echo):
+            path = folder / f"{(index * 7 + volume * 3) % 11}_{volume}"
+            write_slice(path, arrays[volume, ..., index], at(index), "1.2.3", **changes)
+    return arrays
+
+
+def at(index: float) -> np.ndarray:
+    """Position of slice `index` of `write_series`."""
+    return ORIGIN + index * STEP_MM * NORMAL
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "values"),
+    [
+        ("EchoTime", "EchoTime", [14.5, 90.0]),
+        ("TemporalPosition", "TemporalPositionIdentifier", [1, 2, 3]),
+        ("DiffusionBValue", "DiffusionBValue", [0.0, 1000.0]),
+        ("AcquisitionNumber", "AcquisitionNumber", [2, 3]),
+        ("InversionTime", "InversionTime", [800.0, 2500.0]),
+    ],
+)
+def test_volumes_that_one_attribute_tells_apart(tmp_path: Path, name: str, tag: str, values: list[Any]) -> None:
+    arrays = write_echoes(tmp_path, **{tag: values})
+    found = find_dicom_series(tmp_path)
+    assert [(series.part, series.problem) for series in found] == [((name, f"{value:g}"), "") for value in values]
+    for series, array in zip(found, arrays, strict=True):
+        volume = read_dicom_series(series)
+        np.testing.assert_array_equal(volume.array, array.transpose(1, 0, 2))
+        np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+    with pytest.raises(VolumeError, match=rf"{len(values)} volumes in this folder, point to one of them: .*{name} {values[0]:g}, 4 files"):
+        read_volume(tmp_path)
+
+
+def test_in_phase_and_opposed_phase_are_told_apart_by_image_type(tmp_path: Path) -> None:
+    write_echoes(tmp_path, ImageType=[["ORIGINAL", "PRIMARY", "IN_PHASE"], ["ORIGINAL", "PRIMARY", "OPP_PHASE"]])
+    assert [series.part for series in find_dicom_series(tmp_path)] == [
+        ("ImageType", "ORIGINAL-PRIMARY-IN_PHASE"),
+        ("ImageType", "ORIGINAL-PRIMARY-OPP_PHASE"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        {"EchoTime": [10.0, 10.0]},  # nothing differs
+        {"EchoTime": [10.0, 10.0, 20.0, 20.0], "AcquisitionNumber": [1, 2, 1, 2]},  # only both together would do
+        {"DiffusionBValue": [0.0, 1000.0, 1000.0]},  # three directions of one b-value
+        {"TemporalPositionIdentifier": list(range(9))},  # more than eight volumes
+    ],
+)
+def test_volumes_that_nothing_tells_apart_are_refused_with_what_differs(tmp_path: Path, marks: dict[str, list[Any]]) -> None:
+    write_echoes(tmp_path, **marks)
+    (series,) = find_dicom_series(tmp_path)
+    count = len(next(iter(marks.values())))
+    assert f"{4 * count} slices at about 4 positions" in series.problem
+    for name, values in marks.items():
+        shown = f"{name.removesuffix('Identifier')} {values[0]:g}, "
+        assert (shown in series.problem) == (len(set(values)) > 1)
+    with pytest.raises(VolumeError, match="send one volume of them"):
+        read_volume(tmp_path)
+
+
+def test_an_echo_of_which_a_slice_is_missing_is_not_split_off(tmp_path: Path) -> None:
+    write_echoes(tmp_path, EchoTime=[10.0, 20.0])
+    next(path for path in tmp_path.iterdir() if path.name.endswith("_1")).unlink()
+    assert [series.part for series in find_dicom_series(tmp_path)] == [None]
+    with pytest.raises(VolumeError, match="7 slices at about 4 positions"):
+        read_volume(tmp_path)
+
+
+def test_acquisitions_one_after_the_other_are_one_volume(tmp_path: Path) -> None:
+    """Where no two slices share a position nothing is split, whatever differs."""
+    for index in range(6):
+        write_slice(tmp_path / f"{index}", np.zeros((7, 5)), at(index), "1.2.3", AcquisitionNumber=index // 3, EchoTime=10.0 + index)
+    assert read_volume(tmp_path).array.shape == (5, 7, 6)
+
+
+def test_slices_that_share_an_instance_uid_are_no_copies(tmp_path: Path) -> None:
+    """Careless anonymisation: one SOPInstanceUID for all; to drop all but one would be a volume of one slice."""
+    for index in range(4):
+        write_slice(tmp_path / f"{index}", np.full((7, 5), index), at(index), "1.2.3", sop_uid="1.2.3.4", InstanceNumber=1)
+    np.testing.assert_array_equal(read_volume(tmp_path).array[0, 0], range(4))
+
+
+def test_gap_between_slices_counts_and_thickness_does_not(tmp_path: Path) -> None:
+    write_series(tmp_path, 5, SliceThickness=2.0, SpacingBetweenSlices=77.0)
+    np.testing.assert_allclose(read_volume(tmp_path).spacing_mm, (0.5, 0.8, STEP_MM), atol=1e-4)
+
+
+def test_unused_high_bits_do_not_count(tmp_path: Path) -> None:
+    """Twelve bits stored, an overlay in the four above; signed and unsigned, as SimpleITK reads them."""
+    for signed in (0, 1):
+        folder = tmp_path / str(signed)
+        folder.mkdir()
+        pixels = np.arange(35).reshape(7, 5) * 100 + 0x1000 * (np.arange(35).reshape(7, 5) % 7)
+        bits = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": signed}
+        write_slice(folder / "one.dcm", pixels, ORIGIN, "1.2.3", **bits)
+        array = read_volume(folder / "one.dcm").array
+        low = np.arange(35).reshape(7, 5) * 100 & 0xFFF
+        np.testing.assert_array_equal(array[:, :, 0].T, np.where(low & 0x800, low - 0x1000, low) if signed else low)
+        np.testing.assert_array_equal(array.T, sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "one.dcm"))))
+
+
+def test_folder_that_cannot_be_opened_hides_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path / "good", 3, series="1.2.3")
+    (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    (tmp_path / "no_marker.dcm").write_bytes(b"\x08\x00\x05\x00" * 99)
+    assert [series.uid for series in find_dicom_series(tmp_path)] == ["1.2.3"]
+    with pytest.raises(VolumeError, match="no DICOM file marker"):
+        read_volume(tmp_path / "no_marker.dcm")

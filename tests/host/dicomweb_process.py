@@ -25,12 +25,17 @@ class DicomWeb:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.instances = [pydicom.dcmread(path) for path in sorted(folder.rglob("IM*"))]
+        self.instances = self.read(folder, "IM*")
         handler = type("Handler", (_Handler,), {"store": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}{PREFIX}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
+
+    @staticmethod
+    def read(folder: Path, pattern: str) -> list[pydicom.Dataset]:
+        """The DICOM files of a folder."""
+        return [pydicom.dcmread(path) for path in sorted(folder.rglob(pattern))]
 
     def of_series(self, uid: str) -> list[pydicom.Dataset]:
         return [item for item in self.instances if item.SeriesInstanceUID == uid]

@@ -1,0 +1,101 @@
+"""The datastore over a DICOMweb server: whole series through our reader, bad ones refused and left out, patients by Patient ID."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
+
+from app_cdm.data.volume import VolumeError
+from lib.dicomweb.datastore import PacsDatastore, mend_pacs
+from lib.server.errors import UnknownNameError
+from lib.tags.images import DatastoreImages
+from tests.data.dicom_files import expected_affine, plane, write_frames, write_series
+from tests.host.dicomweb_process import DicomWeb
+
+# ITK's binary modules warn while they load, and die if the warning is made an error.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+load: Any = nib.load
+GOOD, FRAMES, GAP = "1.2.1", "1.2.2", "1.3.1"
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[DicomWeb]:
+    folder = tmp_path / "pacs"
+    write_series(folder / GOOD, 5, series=GOOD, PatientID="SECRET-1")
+    write_series(folder / GAP, 7, series=GAP, PatientID="SECRET-1", skip=(3,))
+    frames = np.arange(6 * 7 * 5).reshape(6, 7, 5)
+    write_frames(folder / "frames", frames, [plane(index) for index in range(6)], series=FRAMES, PatientID="SECRET-2")
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.rename(path.with_name(f"IM_{path.parent.name}_{path.name}"))
+    server = DicomWeb(folder)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def datastore(pacs: DicomWeb, tmp_path: Path) -> Iterator[PacsDatastore]:
+    client = DICOMwebClientX(url=pacs.url)
+    yield mend_pacs(DICOMWebDatastore(client, {"Modality": "MR"}, str(tmp_path / "cache")), ["MR"], lambda: ["tumor"])
+
+
+def cached(datastore: PacsDatastore) -> set[str]:
+    """What lies in the cache but for the host's own files."""
+    return {path.name for path in Path(datastore._datastore.image_path()).iterdir() if path.name.startswith((".fetch", ".add", "1."))}
+
+
+def test_series_is_converted_on_its_own_grid(datastore: PacsDatastore) -> None:
+    image = load(datastore.get_image_uri(GOOD))
+    np.testing.assert_allclose(image.affine, expected_affine(), atol=1e-3)
+    assert image.shape == (5, 7, 5)
+    frames = load(datastore.get_image_uri(FRAMES))
+    np.testing.assert_array_equal(np.asarray(frames.dataobj), np.arange(6 * 7 * 5).reshape(6, 7, 5).T)
+    assert cached(datastore) == {GOOD, FRAMES, f"{GOOD}.nii.gz", f"{FRAMES}.nii.gz"}
+    assert datastore.get_image_info(GOOD)["SeriesInstanceUID"] == GOOD
+
+
+def test_bad_series_is_refused_left_out_and_tried_again_after_a_reload(datastore: PacsDatastore, pacs: DicomWeb, tmp_path: Path) -> None:
+    assert set(datastore.list_images()) == {GOOD, FRAMES, GAP}
+    with pytest.raises(VolumeError, match="a slice is missing"):
+        datastore.get_image_uri(GAP)
+    assert set(datastore.list_images()) == {GOOD, FRAMES}
+    assert "a slice is missing" in datastore.status()["left_out"][GAP]
+    write_series(tmp_path / "again", 7, series=GAP)
+    pacs.instances = [item for item in pacs.instances if item.SeriesInstanceUID != GAP] + DicomWeb.read(tmp_path / "again", "*")
+    datastore.rescan()
+    assert "left_out" not in datastore.status()
+    assert load(datastore.get_image_uri(GAP)).shape == (5, 7, 7)
+
+
+def test_download_that_breaks_off_leaves_nothing(datastore: PacsDatastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host would take the slices that arrived for the series."""
+    retrieve: Callable[..., Any] = datastore._client.retrieve_series
+
+    def broken(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from list(retrieve(*arguments, **options))[:3]
+        raise ConnectionError("the line went dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datastore._client, "retrieve_series", broken)
+        with pytest.raises(ConnectionError):
+            datastore.get_image_uri(GOOD)
+    assert cached(datastore) == set()
+    assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
+
+
+def test_unknown_series(datastore: PacsDatastore) -> None:
+    with pytest.raises(UnknownNameError, match="image"):
+        datastore.get_image_uri("9.9.9")
+
+
+def test_patients_without_fetching_a_series(datastore: PacsDatastore) -> None:
+    patients = DatastoreImages(datastore).patients()
+    assert set(patients) == {GOOD, FRAMES, GAP}
+    assert patients[GOOD] == patients[GAP] != patients[FRAMES]
+    assert "SECRET" not in "".join(patients.values())
+    assert cached(datastore) == set()
