@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,12 +40,14 @@ class Result:
         reply: what clients are told.
         source: the image that it was made of.
         geometry: how its maps lie on the image.
+        map_names: classes that it has maps of, in the order of their file.
         decision: what was decided, by whom and when, and the reply that was given; None while it is open.
     """
 
     reply: dict[str, Any]
     source: Source
     geometry: SliceGeometry
+    map_names: tuple[str, ...]
     decision: dict[str, Any] | None
 
     @property
@@ -85,11 +87,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def to_json(reply: Mapping[str, Any], source: Source, geometry: SliceGeometry) -> dict[str, Any]:
+def to_json(reply: Mapping[str, Any], source: Source, geometry: SliceGeometry, map_names: Iterable[str]) -> dict[str, Any]:
     """What the file of a new result holds."""
     return {
         "version": VERSION,
         "reply": dict(reply),
+        "map_names": list(map_names),
         "source": {"stamp": source.stamp, "digest": source.digest},
         "geometry": {
             "source_shape": list(geometry.source_shape),
@@ -123,4 +126,4 @@ def from_json(values: Mapping[str, Any], decision: dict[str, Any] | None) -> Res
         image_size=int(shape["image_size"]),
         slice_spacing_mm=float(shape["slice_spacing_mm"]),
     )
-    return Result(dict(values["reply"]), Source(**values["source"]), geometry, decision)
+    return Result(dict(values["reply"]), Source(**values["source"]), geometry, tuple(values["map_names"]), decision)

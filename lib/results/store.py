@@ -82,7 +82,7 @@ class ResultStore:
                     np.savez_compressed(file, **{f"map_{number}": values for number, values in enumerate(maps.values())})
                     file.flush()
                     os.fsync(file.fileno())
-                record = to_json({**reply, "map_order": list(maps)}, source, geometry)
+                record = to_json(reply, source, geometry, maps)
                 write_atomically(unfinished / RECORD, json.dumps(record).encode())
                 with self._adding:
                     unfinished.replace(self._folder / result_id)
@@ -132,12 +132,11 @@ class ResultStore:
             UnknownNameError: there is no such class, or the result has been forgotten.
         """
         result = self.get(result_id)
-        order = result.reply["map_order"]
-        if class_name not in order:
-            raise UnknownNameError(f"class of result {result_id!r}", class_name, order)
+        if class_name not in result.map_names:
+            raise UnknownNameError(f"class of result {result_id!r}", class_name, result.map_names)
         try:
             with np.load(self._folder / result.id / MAPS) as maps:
-                values = maps[f"map_{order.index(class_name)}"]
+                values = maps[f"map_{result.map_names.index(class_name)}"]
         except FileNotFoundError:
             raise unknown(result_id) from None
         return np.clip(result.geometry.to_volume(torch.from_numpy(values)), 0.0, 1.0)
@@ -149,7 +148,7 @@ class ResultStore:
         Raises:
             UnknownNameError: it never was, or has been forgotten.
         """
-        with self._lock(result_id):
+        with self._lock(self.get(result_id).id):
             yield self.get(result_id)
 
     def decide(self, result_id: str, decision: Mapping[str, Any]) -> None:
