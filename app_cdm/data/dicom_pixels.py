@@ -51,6 +51,8 @@ def read_stack(headers: Sequence[SliceHeader]) -> np.ndarray:
 
 def _read_slice(header: SliceHeader) -> np.ndarray:
     data = pydicom.dcmread(header.path)
+    if "PixelData" not in data:
+        raise VolumeError(f"{header.name}: its pixels are missing or cut off: export the file again")
     if _is_plain(data):
         return np.asarray((_stored(data) * header.slope + header.intercept).T.reshape(header.shape))
     if _is_plain_colour(data):
@@ -71,17 +73,14 @@ def _decoding(header: SliceHeader, data: pydicom.Dataset) -> Iterator[None]:
     except VolumeError:
         raise
     except Exception as error:
-        if "PixelData" not in data:
-            raise VolumeError(f"{header.name}: its pixels are missing or cut off: export the file again") from error
         syntax = data.file_meta.TransferSyntaxUID.name
         raise VolumeError(f"{header.name}: its pixels ({syntax}) are damaged or cannot be decoded: save the image uncompressed") from error
 
 
 def _is_plain(data: pydicom.Dataset) -> bool:
-    """Whether pixels lie in the file as whole grey numbers, which needs no decoder."""
+    """Whether pixels lie in the file as whole grey numbers."""
     return (
-        "PixelData" in data
-        and not data.file_meta.TransferSyntaxUID.is_compressed
+        _needs_no_codec(data)
         and str(data.get("PhotometricInterpretation", "")) in MONOCHROME
         and data.get("SamplesPerPixel", 1) == 1
         and data.get("BitsAllocated") in (8, 16, 32)
@@ -92,8 +91,13 @@ def _is_plain(data: pydicom.Dataset) -> bool:
 
 def _is_plain_colour(data: pydicom.Dataset) -> bool:
     """Whether colours are stored uncompressed or run-length encoded; GDCM mixes up those of 16 and 32 bits."""
+    return _needs_no_codec(data) and data.get("SamplesPerPixel") == 3
+
+
+def _needs_no_codec(data: pydicom.Dataset) -> bool:
+    """Uncompressed or run-length encoded; GDCM takes minutes over some cut-off run-length files."""
     syntax = data.file_meta.TransferSyntaxUID
-    return "PixelData" in data and data.get("SamplesPerPixel") == 3 and (not syntax.is_compressed or syntax == RLELossless)
+    return not syntax.is_compressed or syntax == RLELossless
 
 
 def _luminance(data: pydicom.Dataset) -> np.ndarray:

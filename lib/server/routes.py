@@ -23,6 +23,7 @@ from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
 from lib.server.rules import RULES
 from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
+from lib.server.slicer import describe_session, stop_training
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ REPLACED: dict[str, Callable[..., Any]] = {
     "scoring.api_run": start_all_scoring,
     "scoring.api_run_method": start_scoring,
     "scoring.api_stop": stop_scoring,
+    "session.api_get_session": describe_session,
+    "train.api_stop": stop_training,
 }
 
 

@@ -174,6 +174,11 @@ def session(app: MONAILabelApp, arguments: Arguments) -> None:
     known_session(app, arguments["session_id"])
 
 
+def any_session(app: MONAILabelApp, arguments: Arguments) -> None:
+    """A session that may have expired."""
+    check_plain_name("session", arguments["session_id"])
+
+
 def new_session(app: MONAILabelApp, arguments: Arguments) -> None:
     """Files for a session; never an archive, which the host would unpack unchecked."""
     if arguments["uncompress"]:
@@ -215,7 +220,7 @@ RULES: dict[str, Rule] = {
     "scoring.api_run": all_scoring,
     "scoring.api_run_method": scoring,
     "activelearning.api_sample": strategy,
-    "session.api_get_session": session,
+    "session.api_get_session": any_session,
     "session.api_remove_session": session,
     "session.api_create_session": new_session,
     "model.api_download_model": model_file,

@@ -75,7 +75,7 @@ def test_unknown_kind_of_file_is_refused(url: str) -> None:
         ("GET", "/datastore/label/info?label=case0&tag=nope", 404, "tag"),
         ("DELETE", "/datastore/label?id=case0&tag=nope", 404, "tag"),
         ("DELETE", "/datastore/image?id=nope", 404, "nope"),
-        ("GET", "/session/nope", 404, "session"),
+        ("GET", "/session/nope?image=true", 404, "session"),
         ("GET", "/model/nope", 404, "model"),
         ("DELETE", f"/model/{MODEL}", 400, "folder"),
         ("GET", "/proxy/dicom/studies", 404, "DICOMweb"),
