@@ -144,6 +144,10 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
         found = [item for item in find_dicom_series(folder) if item.uid == series.uid]
         if not found:
             raise VolumeError(f"series {series.uid} holds no image that can be read")
+        if len(found) > 1:
+            raise VolumeError(
+                f"series {series.uid} holds {len(found)} volumes, which a viewer cannot ask for one by one: store each as a series"
+            )
         convert_series(found[0], target)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".add_") as work:
             # The host copies a file to where it lies already, which fails: it is given another name for it.

@@ -99,7 +99,7 @@ def test_tags_from_the_page_train_a_model(tiny: Ohif, studies: Studies) -> None:
 
     page.keyboard.press("t")
     page.locator("#train-minutes").fill("0.1")
-    page.locator("#train-start").click()
+    page.get_by_role("button", name="Start training").click()
     ended = ("published", "kept back", "failed")
     wait_for(lambda: stats(tiny.url).get("state") == "running", TRAIN_LIMIT_S)
     wait_for(lambda: stats(tiny.url).get("state") in ended, TRAIN_LIMIT_S)
