@@ -30,6 +30,7 @@ def first_study(name: str) -> list[Path]:
     return next(iter(found.values()), [])
 
 
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize("name", ["lgg_derived", "chaos_ct_set3"])
 def test_real_series_goes_through_the_whole_path(name: str, shipped: Ohif, pacs: Orthanc) -> None:
     files = first_study(name)
