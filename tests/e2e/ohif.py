@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from app_cdm.data.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-WAIT_MS = 90_000
+WAIT_MS = 180_000
 
 # What cornerstone holds of the overlay, or of the image under it.
 READ_VOLUME = """(name) => {
