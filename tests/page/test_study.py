@@ -45,7 +45,8 @@ def machine(blob_studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         running.server.wait()
         yield running
-        requests.delete(f"{running.server.url}/train/", timeout=30)
+        if running.server.process.poll() is None:
+            requests.delete(f"{running.server.url}/train/", timeout=30)
     finally:
         running.server.stop()
 
