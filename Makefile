@@ -22,7 +22,7 @@ STAMP := .venv/.setup-$(HASH)
 DEV_STAMP := .venv/.setup-dev-$(DEV_HASH)
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean
+.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean vendor
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,7 @@ help:
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
 	@echo 'make check                     format, lint, types, import directions'
 	@echo 'make format                    applies the format'
+	@echo 'make vendor                    fetches the viewer of the tagging page from npm again, and checks it'
 	@echo 'make clean                     removes caches and what the demo wrote; .venv stays'
 
 setup: $(STAMP)
@@ -108,6 +109,9 @@ check: setup-dev
 format: setup-dev
 	@$(RUN) -m ruff format .
 	@$(RUN) -m ruff check --fix-only .
+
+vendor: setup
+	@$(RUN) -m lib.page.niivue
 
 clean:
 	@rm -rf demo/workspace demo/figure.png build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

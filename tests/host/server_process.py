@@ -23,19 +23,20 @@ class Server:
         studies: its studies.
         work: folder for its log and caches.
         arguments: further arguments of `python -m lib.serve`.
+        port: where it listens; a free one by default.
     """
 
-    def __init__(self, studies: Path, work: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, studies: Path, work: Path, arguments: Sequence[str] = (), port: int | None = None) -> None:
         self.studies = studies
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = work / "server.log"
         self.temporary = work / "tmp"
-        self.temporary.mkdir()
+        self.temporary.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "lib.serve", "--studies", str(studies), "--port", str(self.port)]
         command += ["--cache-dir", str(work / "cache"), "--device", "cpu", *arguments]
         own = {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), "MONAI_LABEL_SESSION_PATH": str(work / "sessions")}
-        with self.log.open("w") as log:
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self) -> Server:
@@ -47,7 +48,7 @@ class Server:
             try:
                 requests.get(f"{self.url}/info/", timeout=5)
                 return self
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 time.sleep(0.2)
         raise AssertionError(f"the server did not answer within {START_TIMEOUT_S} s:\n{self.log.read_text()[-4000:]}")
 

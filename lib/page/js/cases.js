@@ -22,7 +22,7 @@ let choose = () => {};
 
 /** Opens the list. @param {string | null} image the case that is shown @param {(image: string) => void} onChoose */
 export async function openCases(image, onChoose) {
-  [current, choose, offset] = [image, onChoose, 0];
+  [current, choose, offset, query.value] = [image, onChoose, 0, ""];
   dialog.showModal();
   await load();
   focusOn(0);

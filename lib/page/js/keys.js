@@ -35,10 +35,10 @@ const TABLE = [
   [["?"], "help", "?", "this list"],
 ];
 const ACTIONS = new Map(TABLE.flatMap(([keys, action]) => keys.map((key) => [key, action])));
-const PANS = { ArrowUp: "pan-up", ArrowDown: "pan-down", ArrowLeft: "pan-left", ArrowRight: "pan-right" };
+const LOOKS = { ArrowUp: "look-up", ArrowDown: "look-down", ArrowLeft: "look-left", ArrowRight: "look-right" };
 
 /** Held down, only these go on; a tag or a case is never changed twice by one press. */
-const REPEATED = /^(slice|window|level|zoom|pan)/;
+const REPEATED = /^(slice|window|level|zoom|look)/;
 
 /**
  * The action of a key press, or undefined: in a text field and in a dialog keys belong to those.
@@ -49,13 +49,13 @@ export function actionOf(event) {
   if (document.querySelector("dialog[open]") || event.target.closest?.("input, select, textarea")) return undefined;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.ctrlKey) return key === "z" && !event.repeat ? "undo" : undefined;
-  const action = (event.shiftKey && PANS[key]) || ACTIONS.get(key);
+  const action = (event.shiftKey && LOOKS[key]) || ACTIONS.get(key);
   return event.repeat && !REPEATED.test(action ?? "") ? undefined : action;
 }
 
 /** Fills the help. @param {HTMLElement} place */
 export function listKeys(place) {
-  const rows = [...TABLE.map(([, , shown, words]) => [shown, words]), ["Shift + arrows", "move the zoomed picture"], ["Ctrl Z", "undo"]];
+  const rows = [...TABLE.map(([, , shown, words]) => [shown, words]), ["Shift + arrows", "look to that side, zoomed"], ["Ctrl Z", "undo"]];
   place.replaceChildren(
     ...rows.map(([shown, words]) => {
       const row = document.createElement("p");

@@ -15,6 +15,7 @@ import { Viewer } from "./viewer.js";
 
 const USER_KEY = "tagging.user";
 const STATE_MS = 20_000;
+const NOTCH_PX = 40;
 const $ = (id) => document.getElementById(id);
 
 const viewer = new Viewer($("image"));
@@ -29,6 +30,7 @@ let active = "";
 let user = localStorage.getItem(USER_KEY) ?? "";
 let server = { classes: [], model: null, progress: null, user: null };
 let opening = new AbortController();
+let undoing = Promise.resolve();
 let wheel = 0;
 /** What must be pressed twice, because something would be lost or undone for somebody else. */
 let asked = "";
@@ -49,10 +51,10 @@ const ACTIONS = {
   "level-darker": () => viewer.changeWindow(1, 0.05),
   "zoom-in": () => viewer.changeZoom(1.2),
   "zoom-out": () => viewer.changeZoom(1 / 1.2),
-  "pan-up": () => viewer.pan(0, 0.1),
-  "pan-down": () => viewer.pan(0, -0.1),
-  "pan-left": () => viewer.pan(0.1, 0),
-  "pan-right": () => viewer.pan(-0.1, 0),
+  "look-up": () => viewer.look(0, 0.1),
+  "look-down": () => viewer.look(0, -0.1),
+  "look-left": () => viewer.look(-0.1, 0),
+  "look-right": () => viewer.look(0.1, 0),
   reset: () => viewer.resetView(),
   first: () => mark("first"),
   last: () => mark("last"),
@@ -188,9 +190,15 @@ function afterTag() {
   show();
 }
 
+/** Quick presses are one undo after the other. */
+function undo() {
+  undoing = undoing.then(undoOnce);
+}
+
 /** Takes back what was done last: what is half marked, then what is on its way, then what the server has. */
-async function undo() {
+async function undoOnce() {
   const found = shown;
+  if (!found) return;
   if (found.drafts.delete(active)) return say(`${active}: marks removed.`), show();
   const entry = saver.takeBack(found.image);
   if (entry) return say(`${entry.name}: not sent any more, so ${inWords(found.tag(entry.name), found.isPicture)}.`), show();
@@ -265,6 +273,7 @@ async function nextCase() {
 }
 
 async function previousCase() {
+  if (!shown && place >= 0) return open(visited[place], { isReturn: true }); // instead of the one that is being opened
   if (place <= 0) return say("There is no case before this one; C lists them all.");
   await leaveTo("previous", () => open(visited[--place], { isReturn: true }));
 }
@@ -349,7 +358,7 @@ function act(action, key) {
   if (!shown && !WITHOUT_CASE.has(action)) return;
   if (asked && !["undo", "next", "previous", "cases"].includes(action)) asked = "";
   const button = document.querySelector(`button[data-action="${action}"]`);
-  if (button?.hidden || button?.disabled) return;
+  if (button?.disabled) return;
   button?.classList.remove("is-pressed");
   requestAnimationFrame(() => button?.classList.add("is-pressed"));
   void ACTIONS[action]();
@@ -380,16 +389,17 @@ function listen() {
   });
 }
 
-/** The wheel scrolls; with Ctrl it zooms. Touchpads send many small steps, which are added up. */
+/** The wheel scrolls a slice a notch; with Ctrl it zooms. Touchpads send many small steps, which are added up. */
 function onWheel(event) {
   event.preventDefault();
   if (!shown) return;
-  wheel += event.deltaMode ? 40 * event.deltaY : event.deltaY;
-  const steps = Math.trunc(wheel / 40);
-  if (!steps) return;
-  wheel -= 40 * steps;
-  if (event.ctrlKey) viewer.changeZoom(1.1 ** -steps);
-  else viewer.goTo(viewer.slice + Math.sign(steps) * Math.min(Math.abs(steps), 3));
+  const isNotch = event.deltaMode !== 0 || Math.abs(event.deltaY) >= NOTCH_PX;
+  wheel = isNotch ? Math.sign(event.deltaY) * NOTCH_PX : wheel + event.deltaY;
+  const step = Math.trunc(wheel / NOTCH_PX);
+  if (!step) return;
+  wheel = 0;
+  if (event.ctrlKey) viewer.changeZoom(1.1 ** -step);
+  else viewer.goTo(viewer.slice + step);
   show();
 }
 

@@ -136,10 +136,17 @@ export class Opinions {
     return this.files.get(key);
   }
 
-  /** Accepts or rejects what is shown. @param {"accept" | "reject"} verdict @param {string} user */
+  /**
+   * Accepts or rejects what is shown. A result is decided on once; after that (the tags were undone, say) a new one is made.
+   * @param {"accept" | "reject"} verdict
+   * @param {string} user
+   */
   async judge(verdict, user) {
-    if (!this.opinion?.id || !this.isShown) return null;
-    return (verdict === "accept" ? accept : reject)(this.opinion, user);
+    if (this.opinion.isDecided) await this.open(this.about, this.task, this.why);
+    if (!this.opinion) throw new Error(this.text);
+    const reply = await (verdict === "accept" ? accept : reject)(this.opinion, user);
+    this.opinion.isDecided = true;
+    return reply;
   }
 
   #tell(text) {

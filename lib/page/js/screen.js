@@ -106,10 +106,7 @@ function showPanel({ shown, active, server, viewer, opinions, choose }) {
   $("opinion-text").textContent = shown ? describe(opinions, active, viewer.slice) : "";
   $("opinion-button").setAttribute("aria-pressed", String(opinions.isShown));
   $("overlay-button").setAttribute("aria-pressed", String(opinions.isShown && opinions.kind !== "none"));
-  for (const id of ["accept", "reject"]) {
-    $(id).hidden = !opinions.canJudge || !opinions.isShown;
-    $(id).disabled = !opinions.opinion?.id;
-  }
+  for (const id of ["accept", "reject"]) $(id).hidden = !opinions.canJudge || !opinions.isShown;
 }
 
 /** A number of at most four digits or so. */

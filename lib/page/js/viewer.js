@@ -20,6 +20,9 @@ export class Viewer {
     this.axis = 2;
     this.isReversed = false;
     this.initialWindow = [0, 1];
+    this.zoom = 1;
+    /** Where the middle of the view lies, from the middle of the image, in mm along the reoriented axes. */
+    this.offset = [0, 0, 0];
     this.drawing = 0;
   }
 
@@ -54,10 +57,11 @@ export class Viewer {
    * @throws {Error} the file cannot be read, or is another than the server said
    */
   async show(bytes, name, slicingAxis, numSlices) {
-    const image = await NVImage.loadFromUrl({ url: bytes, name: fileName(bytes, name), percentileFrac: 0.005 });
+    const image = await NVImage.loadFromUrl({ url: bytes, name: fileName(bytes, name), colormap: "gray", percentileFrac: 0.005 });
     const along = image.permRAS.findIndex((axis) => Math.abs(axis) === slicingAxis + 1);
     const found = Math.max(image.hdr.dims[slicingAxis + 1], 1);
     if (found !== numSlices || along < 0) throw new Error(`the file has ${found} slices, the server said ${numSlices}`);
+    image.calMinMax(Number.POSITIVE_INFINITY, false); // of the whole image, not of its middle alone
     this.clear();
     this.axis = along;
     this.isReversed = image.permRAS[along] < 0;
@@ -141,28 +145,22 @@ export class Viewer {
     this.niivue.updateGLVolume();
   }
 
-  get zoom() {
-    return this.niivue.scene.pan2Dxyzmm[3];
-  }
-
-  /** Zooms by a factor, about the middle of the picture. */
+  /** Zooms by a factor, about the middle of what is seen. */
   changeZoom(factor) {
-    const [x, y, z, zoom] = this.niivue.scene.pan2Dxyzmm;
-    const next = Math.min(Math.max(zoom * factor, 1), MAX_ZOOM);
-    const share = next > 1 ? 1 : 0; // the whole picture is in the middle
-    this.niivue.setPan2Dxyzmm([x * share, y * share, z * share, next]);
+    this.zoom = Math.min(Math.max(this.zoom * factor, 1), MAX_ZOOM);
+    if (this.zoom === 1) this.offset = [0, 0, 0]; // the whole picture is in the middle
+    this.#place();
   }
 
-  /** Moves the picture by a share of what is seen of it, right and down. */
-  pan(right, down) {
-    const pan = [...this.niivue.scene.pan2Dxyzmm];
+  /** Looks further to the right and further up, by shares of what is seen. */
+  look(right, up) {
     const image = this.niivue.volumes[0];
     if (!image) return;
     const [across, upwards] = [0, 1, 2].filter((axis) => axis !== this.axis);
-    const size = (axis) => (image.dimsRAS[axis + 1] * image.pixDimsRAS[axis + 1]) / pan[3];
-    pan[across] += -right * size(across); // radiological: the patient's right is on the left
-    pan[upwards] -= down * size(upwards);
-    this.niivue.setPan2Dxyzmm(pan);
+    const seen = (axis) => (image.dimsRAS[axis + 1] * image.pixDimsRAS[axis + 1]) / this.zoom;
+    this.offset[across] -= right * seen(across); // the patient's left, and the back of the head, are on the right
+    this.offset[upwards] += up * seen(upwards);
+    this.#place();
   }
 
   /** Window, zoom and position as the image was first shown. */
@@ -170,8 +168,20 @@ export class Viewer {
     const image = this.niivue.volumes[0];
     if (!image) return;
     [image.cal_min, image.cal_max] = this.initialWindow;
-    this.niivue.setPan2Dxyzmm([0, 0, 0, 1]);
+    [this.zoom, this.offset] = [1, [0, 0, 0]];
+    this.#place();
     this.niivue.updateGLVolume();
+  }
+
+  /** NiiVue moves the bounds of its view, then divides them by the zoom: their middle is to be where we look. */
+  #place() {
+    const image = this.niivue.volumes[0];
+    if (!image) return;
+    const pan = [0, 1, 2].map((axis) => {
+      const middle = (image.extentsMinOrtho[axis] + image.extentsMaxOrtho[axis]) / 2;
+      return middle - this.zoom * (middle + this.offset[axis]);
+    });
+    this.niivue.setPan2Dxyzmm([...pan, this.zoom]);
   }
 
   /** Draws at the screen's next opportunity, once for however many changes. */
