@@ -7,7 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,18 +58,43 @@ class Monitor:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a loop is.
+
+    Attributes:
+        name: of the task.
+        step: steps done.
+        share: of its budget, or of its steps where there is no budget, in [0, 1].
+        loss: mean loss.
+    """
+
+    name: str
+    step: int
+    share: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class Watch:
     """What ends a training early, and who is told how far it is.
 
     Attributes:
         budget_s: seconds of training, over all resumptions; None is without limit.
         monitor: stops when held-out tags say so.
-        report: called every `LOG_EVERY` steps and at the end with the task's name, step, number of steps and mean loss.
+        report: called every `LOG_EVERY` steps and at the end.
     """
 
     budget_s: float | None = None
     monitor: Monitor | None = None
-    report: Callable[[str, int, int, float], None] | None = None
+    report: Callable[[Progress], None] | None = None
+
+    def unspent_s(self, elapsed_s: float) -> float:
+        """Seconds that a loop which took so long has left to the next one; 0 without a budget."""
+        return 0.0 if self.budget_s is None else max(0.0, self.budget_s - elapsed_s)
+
+    def with_more(self, seconds: float) -> Watch:
+        """The same with a larger budget, if there is one."""
+        return self if self.budget_s is None else replace(self, budget_s=self.budget_s + seconds)
 
 
 class TrainingLoop:
@@ -118,7 +143,7 @@ class TrainingLoop:
         bar = tqdm(total=self.settings.num_steps, initial=self.step, desc=self.task.name, disable=not progress, mininterval=5)
         saved_at = now = time.monotonic()
         with log, bar:
-            while self.step < self.settings.num_steps and not self._is_over():
+            while not self._is_done():
                 value = self._advance()
                 self.loss_average = value if self.step == 1 else 0.98 * self.loss_average + 0.02 * value
                 bar.update()
@@ -164,7 +189,12 @@ class TrainingLoop:
 
     def _report(self) -> None:
         if self.watch.report is not None:
-            self.watch.report(self.task.name, self.step, self.settings.num_steps, self.loss_average)
+            budget = self.watch.budget_s
+            share = self.elapsed_s / budget if budget else self.step / self.settings.num_steps
+            self.watch.report(Progress(self.task.name, self.step, 1.0 if self._is_done() else min(1.0, share), self.loss_average))
+
+    def _is_done(self) -> bool:
+        return self.step >= self.settings.num_steps or self._is_over()
 
     def _advance(self) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision and has_fast_bfloat16(self.device)):

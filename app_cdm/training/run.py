@@ -117,14 +117,19 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
     if initial is not None:
         _start_from(initial, denoiser, classifier, data.class_names)
 
-    def run(task: TrainingTask, optimizer: OptimizerSettings, seed: int) -> None:
-        TrainingLoop(task, optimizer, plan.folder, record["run_id"], seed, plan.device, plan.watches.get(task.name)).run(plan.progress)
+    def run(task: TrainingTask, optimizer: OptimizerSettings, seed: int, more_s: float = 0.0) -> float:
+        """Trains, and returns the seconds of its budget that are left."""
+        watch = plan.watches.get(task.name, Watch()).with_more(more_s)
+        loop = TrainingLoop(task, optimizer, plan.folder, record["run_id"], seed, plan.device, watch)
+        loop.run(plan.progress)
+        return watch.unspent_s(loop.elapsed_s)
 
+    unspent_s = 0.0
     if "classifier" in plan.stages:
-        run(ClassifierTask(classifier, scheduler, data, settings), settings.classifier, settings.seed)
+        unspent_s = run(ClassifierTask(classifier, scheduler, data, settings), settings.classifier, settings.seed)
     data = settle_bags(data, classifier)
     if "diffusion" in plan.stages:
-        run(DiffusionTask(denoiser, scheduler, data, settings), settings.diffusion, settings.seed + 1)
+        run(DiffusionTask(denoiser, scheduler, data, settings), settings.diffusion, settings.seed + 1, unspent_s)
     description = ModelDescription(data.class_names, settings.network.patch_size, settings.preprocess)
     if initial is not None:  # calibrated settings stay until they are chosen anew
         description = replace(initial.description, preprocess=settings.preprocess)

@@ -117,8 +117,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         settings = TrainSettings()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            rounds = {"cldf": settings.cldf.num_rounds, "student": settings.student.num_rounds}
-            writer = StatusWriter(self.folder / "status.json", wanted.settings, rounds)
+            writer = StatusWriter(self.folder / "status.json")
             try:
                 return self._train(wanted, settings, writer)
             except Exception as error:

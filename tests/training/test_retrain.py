@@ -95,7 +95,7 @@ def candidate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, Path
         settings(),
         run_folder,
         None,
-        report=lambda *where: told.append(where[0]),
+        report=lambda progress, _: told.append(progress.name),
     )
     return found, run_folder, tags, paths, told
 
