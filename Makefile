@@ -6,6 +6,7 @@ DEVICE = auto
 STUDIES =
 MODEL =
 ONCE =
+MINUTES = 60
 DATA = ../shared/data
 SCORER = ../shared/tools/score_rest.py
 
@@ -20,7 +21,7 @@ STAMP := .venv/.setup-$(HASH)
 DEV_STAMP := .venv/.setup-dev-$(DEV_HASH)
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup setup-dev demo serve train benchmark test check format clean
+.PHONY: help setup setup-dev demo serve train benchmark benchmark-loop benchmark-active test test-faults check format clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -31,6 +32,8 @@ help:
 	@echo 'make test                      all tests'
 	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
+	@echo 'make benchmark-loop [MINUTES=60] learning curve: tags over REST, trains, scores; about three times MINUTES and a half'
+	@echo 'make benchmark-active          Next Sample by doubt against random order, simulated on tags; a quarter of an hour on one core'
 	@echo 'make check                     format, lint, types, import directions'
 	@echo 'make format                    applies the format'
 	@echo 'make clean                     removes caches and what the demo wrote; .venv stays'
@@ -83,6 +86,13 @@ benchmark: setup
 	@$(RUN) -m benchmarks.cldf_ablations --data "$(DATA)"
 	@$(RUN) -m benchmarks.qualitative --data "$(DATA)"
 	@$(RUN) -m benchmarks.methods --data "$(DATA)" --scorer "$(SCORER)"
+
+# MINUTES of each of the three trainings; interrupted, it goes on where it stopped.
+benchmark-loop: setup
+	@$(RUN) -m benchmarks.loop --data "$(DATA)" --scorer "$(SCORER)" --minutes $(call quote,$(MINUTES)) --device $(call quote,$(DEVICE))
+
+benchmark-active: setup
+	@$(RUN) -m benchmarks.active --data "$(DATA)"
 
 test: setup-dev
 	@$(RUN) -m pytest -q tests

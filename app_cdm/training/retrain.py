@@ -107,12 +107,18 @@ def retrain(
     if settings.start == "published" and current is not None:
         train_settings = _as_in(current, train_settings)
     held_out = load_held_out(paths, judged, train_settings.preprocess)
-    budget = Budget.by_shares(settings.stages)
+    budget, steps = Budget.by_shares(settings.stages), dict[str, int]()
     if settings.minutes:
         speeds = measured_once(run_folder / "speeds.json", train_settings, settings.stages, torch.device(device))
         budget = Budget.shared(settings.minutes, settings.stages, train_settings, speeds, count_mapped_slices(learned))
         train_settings = _unlimited(warmed_up_in_time(train_settings, budget, speeds))
     monitor = Monitor(gate_criterion(held_out), LOOK_EVERY_STEPS, settings.patience)
+
+    def told(progress: Progress, done: float) -> None:
+        steps[progress.name] = progress.step
+        if report is not None:
+            report(progress, done)
+
     folder = train(
         [TaggedFolder.of_files({image: paths[image] for image in learned.tags}, learned)],
         train_settings,
@@ -121,13 +127,17 @@ def retrain(
         progress=False,
         initial_model=in_use if settings.start == "published" else None,
         stages=settings.stages,  # type: ignore[arg-type]  # checked by the settings
-        watches=_watches(settings, train_settings, budget, monitor, report),
+        watches=_watches(settings, train_settings, budget, monitor, told),
     )
     pipeline = _calibrated(CDMPipeline.from_pretrained(folder), {image: paths[image] for image in judged.tags}, judged)
     scores = held_out_scores(pipeline, held_out)
     comparable = current is not None and current.class_names == pipeline.class_names
     scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged)) if current is not None and comparable else None
-    judgement = {"held_out": _finite(scores), "held_out_before": _finite(scores_in_use or {}), "num_held_out_images": len(judged.tags)}
+    judgement: dict[str, Any] = {"minutes": settings.minutes, "steps": steps} | {
+        "held_out": _finite(scores),
+        "held_out_before": _finite(scores_in_use or {}),
+        "num_held_out_images": len(judged.tags),
+    }
     pipeline.with_networks(training=judgement).save_pretrained(folder, torch.float16)
     return Candidate(folder, scores, scores_in_use)
 
@@ -150,15 +160,14 @@ def _unlimited(settings: TrainSettings) -> TrainSettings:
 
 
 def _watches(
-    settings: RetrainSettings, train_settings: TrainSettings, budget: Budget, monitor: Monitor, report: Report | None
+    settings: RetrainSettings, train_settings: TrainSettings, budget: Budget, monitor: Monitor, report: Report
 ) -> dict[str, Watch]:
     """Watch of every stage: its budget, in equal parts where a stage has rounds."""
     rounds = {"cldf": train_settings.cldf.num_rounds, "student": train_settings.student.num_rounds}
 
     def told(progress: Progress) -> None:
         stage, _, number = progress.name.partition("_")
-        if report is not None:
-            report(progress, budget.done(stage, (int(number or 0) + progress.share) / rounds.get(stage, 1)))
+        report(progress, budget.done(stage, (int(number or 0) + progress.share) / rounds.get(stage, 1)))
 
     watches = {}
     for stage in settings.stages:

@@ -114,7 +114,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             TooFewTagsError, SettingsError, VolumeError: see `retrain`.
         """
         wanted = read_train_request(request)
-        settings = TrainSettings()
+        settings = TrainSettings(seed=wanted.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             writer = StatusWriter(self.folder / "status.json")

@@ -89,6 +89,7 @@ def test_too_little_to_learn_from_is_said_by_class(empty: Server) -> None:
         ({"minutes": "nan"}, "minutes"),
         ({"force": "perhaps"}, "must be true or false"),
         ({"device": "abacus"}, "device = 'abacus'"),
+        ({"seed": 1.5}, "seed = 1.5: must be a whole number"),
     ],
 )
 def test_bad_options_are_refused(empty: Server, params: dict[str, object], said: str) -> None:
