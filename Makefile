@@ -30,6 +30,7 @@ help:
 	@echo 'make demo [ONCE=1] [PORT=8000] server on a synthetic study, masks checked, figure in demo/; ONCE=1 stops after it'
 	@echo 'make serve STUDIES=<folder or DICOMweb URL> [PORT=8000] [HOST=127.0.0.1] [MODEL=<name>] [DEVICE=auto|cpu|cuda]'
 	@echo 'make test                      all tests'
+	@echo 'make test-faults               kills server and trainer fifty times at random moments'
 	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
 	@echo 'make benchmark-loop [MINUTES=60] learning curve: tags over REST, trains, scores; about three times MINUTES and a half'
@@ -96,6 +97,10 @@ benchmark-active: setup
 
 test: setup-dev
 	@$(RUN) -m pytest -q tests
+
+# Fifty kills of server and trainer; the short version is part of `make test`.
+test-faults: setup-dev
+	@APP_CDM_FAULTS=50 $(RUN) -m pytest -q tests/host/test_faults.py -o log_cli=true -o log_cli_level=INFO
 
 check: setup-dev
 	@$(RUN) -m ruff format --check .
