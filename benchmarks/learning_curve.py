@@ -46,7 +46,7 @@ def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
         "patients are held out by the trainer. Mean with 95 % bootstrap interval over patients.",
         "",
         "| patients tagged | slices learned from, present | held-out tag score | task | volume Dice | slice Dice | found | clean negatives "
-        "| minutes taken |",
+        "| minutes since the last start |",
         "|---|---|---|---|---|---|---|---|---|",
         *(line for point in points for line in _loop_lines(point)),
         "",

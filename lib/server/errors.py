@@ -16,9 +16,9 @@ from app_cdm.config import SettingsError
 from app_cdm.data.tags import TagError
 from app_cdm.data.volume import VolumeError
 from app_cdm.training.held_out import TooFewTagsError
+from lib.busy import BusyError
 from lib.models import ModelMissingError
 from lib.tags.store import NothingToUndoError
-from lib.trainers.status import TrainingBusyError
 from lib.versions import VersionError
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,6 @@ class UnusableRequestError(ValueError):
     """A request that cannot be followed; the message says what to send instead."""
 
 
-class TaskBusyError(Exception):
-    """A background task of this kind is running; the message says what to do."""
-
-
 STATUS_OF: dict[type[Exception], HTTPStatus] = {
     UnknownNameError: HTTPStatus.NOT_FOUND,
     UnusableRequestError: HTTPStatus.BAD_REQUEST,
@@ -56,8 +52,7 @@ STATUS_OF: dict[type[Exception], HTTPStatus] = {
     TagError: HTTPStatus.BAD_REQUEST,
     NothingToUndoError: HTTPStatus.CONFLICT,
     TooFewTagsError: HTTPStatus.CONFLICT,
-    TaskBusyError: HTTPStatus.TOO_MANY_REQUESTS,
-    TrainingBusyError: HTTPStatus.TOO_MANY_REQUESTS,
+    BusyError: HTTPStatus.TOO_MANY_REQUESTS,
     VersionError: HTTPStatus.NOT_FOUND,
     VolumeError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelMissingError: HTTPStatus.NOT_FOUND,

@@ -21,10 +21,6 @@ LOG_EVERY_S = 10.0
 PERCENT = 100
 
 
-class TrainingBusyError(Exception):
-    """A training is running; the message says how far it is and what to do."""
-
-
 @dataclass(frozen=True)
 class TrainStatus:
     """One training, as seen from outside; every number is finite.

@@ -52,15 +52,15 @@ def stats(server: Server) -> dict[str, Any]:
     return found
 
 
-def wait_for(server: Server, *states: str) -> dict[str, Any]:
-    deadline = time.monotonic() + TRAIN_LIMIT_S
+def wait_for(server: Server, *states: str, limit_s: float = TRAIN_LIMIT_S) -> dict[str, Any]:
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         found = stats(server)
         if found.get("state") in states:
             return found
         assert found.get("state") != "failed", found
         time.sleep(0.5)
-    raise AssertionError(f"{states} not reached within {TRAIN_LIMIT_S} s: {stats(server)}\n{server.log.read_text()[-3000:]}")
+    raise AssertionError(f"{states} not reached within {limit_s} s: {stats(server)}\n{server.log.read_text()[-3000:]}")
 
 
 def wait_for_idle(server: Server) -> None:
