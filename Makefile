@@ -8,6 +8,7 @@ MODEL =
 MODALITY =
 DICOMWEB_USER =
 ONCE =
+MINUTES = 60
 DATA = ../shared/data
 SCORER = ../shared/tools/score_rest.py
 
@@ -22,7 +23,7 @@ STAMP := .venv/.setup-$(HASH)
 DEV_STAMP := .venv/.setup-dev-$(DEV_HASH)
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean vendor
+.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean vendor benchmark-loop benchmark-active test-faults
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -34,8 +35,11 @@ help:
 	@echo '  of a DICOMweb server also     [MODALITY=all|MR,CT] [DICOMWEB_USER=<name>], the password in MONAI_LABEL_DICOMWEB_PASSWORD'
 	@echo 'make test                      all tests; those with a PACS and a browser are skipped where Orthanc or Chromium is missing'
 	@echo 'make test-e2e                  the tests with a real PACS and a real browser alone; screenshots in build/e2e/'
+	@echo 'make test-faults               kills server and trainer fifty times at random moments'
 	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
+	@echo 'make benchmark-loop [MINUTES=60] learning curve: tags over REST, trains, scores; about three times MINUTES and a half'
+	@echo 'make benchmark-active          Next Sample by doubt against random order, simulated on tags; a quarter of an hour on one core'
 	@echo 'make check                     format, lint, types, import directions'
 	@echo 'make format                    applies the format'
 	@echo 'make vendor                    fetches the viewer of the tagging page from npm again, and checks it'
@@ -94,11 +98,22 @@ benchmark: setup
 	@$(RUN) -m benchmarks.qualitative --data "$(DATA)"
 	@$(RUN) -m benchmarks.methods --data "$(DATA)" --scorer "$(SCORER)"
 
+# MINUTES of each of the three trainings; interrupted, it goes on where it stopped.
+benchmark-loop: setup
+	@$(RUN) -m benchmarks.loop --data "$(DATA)" --scorer "$(SCORER)" --minutes $(call quote,$(MINUTES)) --device $(call quote,$(DEVICE))
+
+benchmark-active: setup
+	@$(RUN) -m benchmarks.active --data "$(DATA)"
+
 test: setup-dev
 	@$(RUN) -m pytest -q tests
 
 test-e2e: setup-dev
 	@$(RUN) -m pytest -q tests/e2e
+
+# Fifty kills of server and trainer; the short version is part of `make test`.
+test-faults: setup-dev
+	@APP_CDM_FAULTS=50 $(RUN) -m pytest -q tests/host/test_faults.py -o log_cli=true -o log_cli_level=INFO
 
 check: setup-dev
 	@$(RUN) -m ruff format --check .

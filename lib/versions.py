@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 FOLDER = ".versions"
 POINTER = "current"
 INDEX = "model_index.json"
@@ -83,6 +85,7 @@ class ModelVersions:
         """
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{model_version}"
         self.root.mkdir(parents=True, exist_ok=True)
+        self._forget_unfinished()
         temporary = self.root / f".{name}.{os.getpid()}"
         try:
             shutil.copytree(source, temporary)
@@ -123,6 +126,13 @@ class ModelVersions:
 
     def _is_complete(self, name: str) -> bool:
         return name == ORIGINAL or (re.fullmatch(VERSION_NAME, name) is not None and (self.root / name / INDEX).is_file())
+
+    def _forget_unfinished(self) -> None:
+        """Removes what killed processes have left of versions."""
+        for path in self.root.glob(".*"):
+            process = path.suffix[1:]
+            if path.is_dir() and process.isdecimal() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _forget_oldest(self) -> None:
         trained = [name for name in self.names() if name not in (ORIGINAL, self.current())]

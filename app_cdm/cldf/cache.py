@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class FeatureCache:
         """
         count = len(inputs.slice_indices)
         paths = [self._folder / f"block_{block}.npy" for block in settings.blocks]
-        if not (self._folder / DONE).exists():
+        if not self._holds(inputs, settings):
             first = extract_features(model, inputs.select(0, 1), settings)
             shapes = [(count, *block.shape[1:]) for block in first]
             self._make_room(2 * sum(int(np.prod(shape)) for shape in shapes))
@@ -62,8 +63,15 @@ class FeatureCache:
                     progress(min(start + SLICES_PER_CALL, count))
             for array in arrays:
                 array.flush()
-            (self._folder / DONE).write_text(json.dumps({"num_slices": count}))
+            (self._folder / DONE).write_text(json.dumps({"num_slices": count, "identity": _identity(inputs, settings)}))
         return [np.load(path, mmap_mode="r") for path in paths]
+
+    def _holds(self, inputs: SaliencyInputs, settings: FeatureSettings) -> bool:
+        """Whether a finished call has left these features; those of other slices or settings are made again."""
+        try:
+            return bool(json.loads((self._folder / DONE).read_text())["identity"] == _identity(inputs, settings))
+        except (OSError, ValueError, KeyError):
+            return False
 
     def remove(self) -> None:
         """Deletes the files."""
@@ -78,6 +86,14 @@ class FeatureCache:
             raise OSError(f"{wanted}, more than the {allowed}: use fewer levels, blocks or slices")
         if needed + SPARE_BYTES > free:
             raise OSError(f"{wanted} and {self._folder} has {free / 2**30:.1f} GiB free: make room and start again")
+
+
+def _identity(inputs: SaliencyInputs, settings: FeatureSettings) -> str:
+    """Hash of what the features are of; the model is told apart by the folder."""
+    digest = hashlib.sha256(json.dumps([settings.to_dict(), inputs.slice_indices, inputs.class_index]).encode())
+    for tensor in (inputs.slices, inputs.positions):
+        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

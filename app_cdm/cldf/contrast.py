@@ -30,9 +30,12 @@ def draw_pixels(seeds: torch.Tensor, margin: torch.Tensor, count: int, hard_shar
         hardness = sign * margin.detach().flatten().cpu()[candidates]
         # Of a random pool four times as large, so that one mislabelled corner does not fill every batch.
         pool = torch.randperm(len(candidates), generator=generator)[: 4 * hard_count]
-        hard = candidates[pool[hardness[pool].argsort()[:hard_count]]]
-        easy = candidates[torch.randperm(len(candidates), generator=generator)[: count - hard_count]]
-        chosen.append(torch.cat([hard, easy]))
+        hard = pool[hardness[pool].argsort()[:hard_count]]
+        is_easy = torch.ones(len(candidates), dtype=torch.bool)
+        is_easy[hard] = False  # a pixel that was drawn twice would be its own positive
+        shuffled = torch.randperm(len(candidates), generator=generator)
+        easy = shuffled[is_easy[shuffled]][: count - hard_count]
+        chosen.append(candidates[torch.cat([hard, easy])])
     return chosen[0], chosen[1]
 
 

@@ -80,7 +80,9 @@ def _draw(candidates: torch.Tensor, count: int, generator: torch.Generator) -> t
 
 
 @torch.no_grad()
-def fit_prototypes(decoder: PixelDecoder, classes: Sequence[SeededFeatures], seed: int, batch_size: int = 32) -> None:
+def fit_prototypes(
+    decoder: PixelDecoder, classes: Sequence[SeededFeatures], seed: int, batch_size: int = 32, class_names: Sequence[str] = ()
+) -> None:
     """Sets prototypes, threshold and spread of a trained decoder from its training seeds, in place.
 
     Prototypes are the k-means centres of the seeds' embeddings. The threshold is the margin that tells foreground from background
@@ -91,6 +93,10 @@ def fit_prototypes(decoder: PixelDecoder, classes: Sequence[SeededFeatures], see
         classes: cached features and seeds of each class.
         seed: of the pixels drawn and of k-means.
         batch_size: slices in one call.
+        class_names: for the error; numbers where not given.
+
+    Raises:
+        ValueError: a class has fewer seeds than prototypes.
     """
     device = decoder.conv_out.weight.device
     for class_index, data in enumerate(classes):
@@ -105,8 +111,9 @@ def fit_prototypes(decoder: PixelDecoder, classes: Sequence[SeededFeatures], see
         foreground, background = (torch.cat(found[value]) for value in (FOREGROUND, BACKGROUND))
         fewest = max(decoder.foreground.shape[1], decoder.background.shape[1])
         if min(len(foreground), len(background)) < fewest:
+            name = repr(class_names[class_index]) if class_names else str(class_index)
             raise ValueError(
-                f"class {class_index}: {len(foreground)} foreground and {len(background)} background seeds are too few; tag more slices"
+                f"class {name}: {len(foreground)} foreground and {len(background)} background seeds are too few; tag more slices"
             )
         for prototypes, embeddings in ((decoder.foreground, foreground), (decoder.background, background)):
             centres, _ = kmeans2(embeddings.double().numpy(), prototypes.shape[1], minit="++", seed=seed)

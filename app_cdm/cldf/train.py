@@ -70,7 +70,7 @@ def train_decoder(
             SeededFeatures(blocks, _at_features(own, index, blocks)) for blocks, own, index in zip(features, seeds, slices, strict=True)
         ]
         _check_seeds(seeded, data.class_names)
-        decoder = _train_round(seeded, settings, stage, number)
+        decoder = _train_round(seeded, data.class_names, settings, stage, number)
     assert decoder is not None  # num_rounds is at least one
     del seeded, features  # the maps into memory end before their files
     for cache in caches:
@@ -78,7 +78,9 @@ def train_decoder(
     return decoder
 
 
-def _train_round(seeded: Sequence[SeededFeatures], settings: CLDFSettings, stage: Stage, number: int) -> PixelDecoder:
+def _train_round(
+    seeded: Sequence[SeededFeatures], class_names: Sequence[str], settings: CLDFSettings, stage: Stage, number: int
+) -> PixelDecoder:
     """A new decoder, trained on seeds, with prototypes and thresholds."""
     torch.manual_seed(stage.seed + number)
     decoder = PixelDecoder(
@@ -92,7 +94,7 @@ def _train_round(seeded: Sequence[SeededFeatures], settings: CLDFSettings, stage
     )
     task = DecoderTask(f"cldf_{number}", decoder, seeded, settings)
     TrainingLoop(task, settings.optimizer, stage.folder, stage.run_id, stage.seed + number, stage.device, stage.watch).run(stage.progress)
-    fit_prototypes(decoder, seeded, stage.seed)
+    fit_prototypes(decoder, seeded, stage.seed, class_names=class_names)
     return decoder.requires_grad_(False)
 
 
@@ -143,15 +145,15 @@ def find_votes(model: SaliencyModel, data: TaggedSlices, settings: SaliencySetti
 def _votes_of_class(model: SaliencyModel, data: TaggedSlices, class_index: int, settings: SaliencySettings, stage: Stage) -> Votes:
     index = torch.nonzero(data.states[:, class_index] == PRESENT)[:, 0]
     stage.folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(index), SLICES_PER_CALL)
-    parts = []
-    for start in tqdm(starts, desc=f"maps {data.class_names[class_index]}", disable=not stage.progress, mininterval=5):
-        path = stage.folder / f"votes_{class_index}_{start:06d}.safetensors"
-        if not path.exists():
+    paths = {s: stage.folder / f"votes_{class_index}_{s:06d}.safetensors" for s in range(0, len(index), SLICES_PER_CALL)}
+    own, shows = list(paths)[stage.team.rank :: stage.team.size], stage.progress and stage.team.is_main
+    for start in tqdm(own, desc=f"maps {data.class_names[class_index]}", disable=not shows, mininterval=5):
+        if not paths[start].exists():
             inputs = inputs_of(data, index[start : start + SLICES_PER_CALL], class_index)
             cam, gradient, levels = collect_votes(model, inputs, settings)
-            save_checkpoint(path, {"cam": cam, "gradient": gradient, "levels": levels}, {"run_id": stage.run_id})
-        parts.append(load_checkpoint(path)[0])
+            save_checkpoint(paths[start], {"cam": cam, "gradient": gradient, "levels": levels}, {"run_id": stage.run_id})
+    stage.team.wait()
+    parts = [load_checkpoint(path)[0] for path in paths.values()]
     return Votes(index, *(torch.cat([part[name] for part in parts]) for name in ("cam", "gradient", "levels")))
 
 

@@ -20,12 +20,18 @@ SHARED = ("batch_images",)  # settings of the saliency that every method uses
 
 
 def add_tagged_folders(parser: argparse.ArgumentParser) -> None:
-    """`--images`, `--tags`, `--pattern`, `--classes` and `--split`."""
+    """`--images`, `--tags`, `--pattern`, `--classes`, `--split` and `--exclude`."""
     parser.add_argument("--images", type=Path, required=True, action="append", help="folder of images (repeat for several)")
     parser.add_argument("--tags", type=Path, required=True, action="append", help="tag table of the folder at the same place")
     parser.add_argument("--pattern", action="append", help="file name of an image, with {image} and {suffix}; default {image}{suffix}")
-    parser.add_argument("--classes", action="append", metavar="NAME=COLUMN", help="class and its 0/1 column, for tables by slice or image")
+    parser.add_argument(
+        "--classes",
+        action="append",
+        metavar="NAME=COLUMN",
+        help="class and its 0/1 column, or NAME=COLUMN=VALUE, for tables by slice or image",
+    )
     parser.add_argument("--split", help="rows of this split only")
+    parser.add_argument("--exclude", metavar="COLUMN", help="leave out rows with 1 in this column")
 
 
 def tagged_folders(options: argparse.Namespace) -> list[TaggedFolder]:
@@ -42,7 +48,7 @@ def tagged_folders(options: argparse.Namespace) -> list[TaggedFolder]:
     if not len(options.images) == len(options.tags) == len(patterns):
         raise ValueError("--images, --tags and --pattern must be given equally often")
     return [
-        TaggedFolder(images, read_tags(tags, columns, options.split), pattern)
+        TaggedFolder(images, read_tags(tags, columns, options.split, options.exclude), pattern)
         for images, tags, pattern in zip(options.images, options.tags, patterns, strict=True)
     ]
 

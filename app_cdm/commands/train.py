@@ -15,6 +15,7 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.run import train
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES
+from app_cdm.training.team import join_team
 
 STAGES = (*FIRST_STAGES, *LATER_STAGES)
 
@@ -46,14 +47,18 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and prints where the model is."""
+    team, device = join_team(options.device)
     folder = train(
         tagged_folders(options),
         _settings(options),
         options.output,
-        options.device,
+        device,
         initial_model=options.initial_model,
         stages=options.stages,
+        team=team,
     )
+    if not team.is_main:
+        return 0
     if options.publish:
         CDMPipeline.from_pretrained(folder).save_pretrained(options.publish, torch.float16)
         folder = options.publish

@@ -32,6 +32,7 @@ class TaggedSlices:
         image_ids: the volumes, in order.
         class_names: the classes, in order.
         bags: `(B, 2)` int64, volume and class of every tag that says "present somewhere" of a volume of several slices.
+        spacing_mm: of each volume, between its slices; empty where unknown.
     """
 
     slices: torch.Tensor
@@ -41,6 +42,7 @@ class TaggedSlices:
     image_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     bags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.long))
+    spacing_mm: tuple[float, ...] = ()
 
 
 def find_images(folder: Path, image_ids: Mapping[str, object] | list[str], pattern: str = "{image}{suffix}") -> dict[str, Path]:
@@ -75,6 +77,7 @@ def load_tagged_slices(paths: Mapping[str, Path], tags: TagTable, settings: Prep
     """
     slices, states, positions, volume_index = [], [], [], []
     bags: list[tuple[int, int]] = []
+    spacing_mm: list[float] = []
     for index, (image, path) in enumerate(paths.items()):
         try:
             stack = cut_slices(read_volume(path), settings)
@@ -84,6 +87,7 @@ def load_tagged_slices(paths: Mapping[str, Path], tags: TagTable, settings: Prep
         slices.append(stack.slices)
         states.append(torch.from_numpy(np.ascontiguousarray(stack.geometry.to_file_order(in_file_order))))
         positions.append(stack.positions)
+        spacing_mm.append(float(stack.geometry.slice_spacing_mm))
         volume_index.append(torch.full((stack.slices.shape[0],), index))
         if stack.slices.shape[0] > 1:
             bags += [(index, number) for number, name in enumerate(tags.class_names) if tags.tags[image].get(name) is True]
@@ -95,6 +99,7 @@ def load_tagged_slices(paths: Mapping[str, Path], tags: TagTable, settings: Prep
         tuple(paths),
         tags.class_names,
         torch.tensor(bags, dtype=torch.long).reshape(-1, 2),
+        tuple(spacing_mm),
     )
     logger.info("loaded %d slices of %d images", len(data.slices), len(paths))
     return data

@@ -113,7 +113,7 @@ class TagTable:
         return TagTable(self.class_names, {i: self.tags[i] for i in keep}, {i: self.patients[i] for i in keep})
 
 
-def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str | None = None) -> TagTable:
+def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str | None = None, exclude: str | None = None) -> TagTable:
     """Reads a tag table: JSON, a CSV of tags, or a CSV with one row a slice or an image.
 
     - JSON: `{"image": {"class": tag}}`.
@@ -123,8 +123,10 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
 
     Args:
         path: the table.
-        columns: class name -> 0/1 column, for tables by slice or image; by default every `has_<class>` column.
+        columns: class name -> 0/1 column, for tables by slice or image; `COLUMN=VALUE` is 1 where the column holds that value. By
+            default every `has_<class>` column.
         split: keep rows with this value in the column `split`.
+        exclude: leave out rows with 1 in this column, such as those whose labels contradict each other.
 
     Raises:
         TagError: the file is no such table, or a value in it is malformed.
@@ -135,15 +137,32 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
         reader = csv.DictReader(file)
         fields = list(reader.fieldnames or [])
         rows = [row for row in reader if split is None or row.get("split") == split]
+    if exclude is not None:
+        rows = [row for row in rows if not _is_excluded(row, exclude, path)]
     if not rows:
         raise TagError(f"{path.name}: no row{f' of split {split!r}' if split else ''}")
     if {"image", "class", "tag"} <= set(fields):
         return _from_tag_rows(rows)
     columns = columns or {field.removeprefix("has_"): field for field in fields if field.startswith("has_")}
-    missing = sorted(set(columns.values()) - set(fields))
+    missing = sorted({column.partition("=")[0] for column in columns.values()} - set(fields))
     if not columns or missing:
         raise TagError(f"{path.name}: no tag column {missing or 'has_<class>'}; the columns are {fields}")
     return _from_state_rows(rows, columns)
+
+
+def _is_excluded(row: Mapping[str, str], column: str, path: Path) -> bool:
+    """Whether a row holds 1 in the column that says which rows to leave out."""
+    state = TRUTHS.get((row.get(column) or "").strip().lower()) if column in row else None
+    if state is None:
+        raise TagError(f"{path.name}: column {column!r} says which rows to leave out; it must be there, and hold 1, 0 or nothing")
+    return state == PRESENT
+
+
+def _state_of(row: Mapping[str, str], column: str) -> int | None:
+    """What a row says of a class: of a 0/1 column, or whether `COLUMN=VALUE` is so; None where it is neither."""
+    name, is_value, value = column.partition("=")
+    text = (row[name] or "").strip()
+    return int(text == value.strip()) if is_value else TRUTHS.get(text.lower())
 
 
 def _table(tags: dict[str, dict[str, TagValue]], patients: dict[str, str]) -> TagTable:
@@ -190,7 +209,7 @@ def _from_state_rows(rows: list[dict[str, str]], columns: Mapping[str, str]) -> 
         if not image or not index.isdecimal():
             raise TagError(f"image {image!r}, slice_index {index!r}: every row needs an image and a slice index of 0 or more")
         for name, column in columns.items():
-            state = TRUTHS.get((row[column] or "").strip().lower())
+            state = _state_of(row, column)
             if state is None or (state == UNKNOWN and by_slice):
                 raise TagError(f"image {image!r}, column {column!r}: {row[column]!r} is neither 0 nor 1")
             states = found.setdefault(image, {}).setdefault(name, {})

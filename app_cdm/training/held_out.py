@@ -113,8 +113,8 @@ def _auc_or_loss(logits: torch.Tensor, states: torch.Tensor) -> float:
 def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, float]:
     """How well a model tells held-out slices apart, class by class and as a mean.
 
-    The score of a slice is the gate's, smoothed along the volume; with a pixel decoder or a student, `map/<class>` is that of its map
-    where the gate is not asked: the mean of the hundredth of its pixels with the highest values.
+    The score of a slice is the gate's, smoothed along the volume in millimetres as there; with a pixel decoder or a student, `map/<class>`
+    is that of its map where the gate is not asked: the mean of the hundredth of its pixels with the highest values.
 
     Args:
         pipeline: the model.
@@ -131,7 +131,10 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
         known = states != UNKNOWN
         if len(set(states[known].tolist())) < 2:
             continue
-        smoothed = np.concatenate([slice_scores(logits[rows, class_index], 1.0, min(smoothing, 1.0)) for rows in _volumes(data)])
+        gaps = data.spacing_mm or (1.0,) * len(data.image_ids)
+        smoothed = np.concatenate(
+            [slice_scores(logits[rows, class_index], gap, smoothing) for rows, gap in zip(_volumes(data), gaps, strict=True)]
+        )
         scores[f"gate/{name}"] = tag_auc(smoothed[known].tolist(), (states[known] == PRESENT).tolist())
         if pipeline.student is not None:
             tops = _map_tops(pipeline, data, class_index)

@@ -15,12 +15,18 @@ from app_cdm.training.stage import RunPlan, Stage
 def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan) -> CDMPipeline:
     """Trains a pixel decoder, a student or both on a frozen diffusion model.
 
+    The maps are made by all processes of the team. Decoder and student are trained by the main one: they take little of the time, and need
+    their whole batch (pairs of pixels, batch statistics), so their result is that of one process.
+
     Each stage keeps its files in a folder named after all that it depends on, so other weights, tags or settings never meet them.
 
     Args:
         pipeline: the trained diffusion model.
         data: the tagged slices.
         plan: the run.
+
+    Returns:
+        The pipeline with what was trained; in other processes than the main one as it was.
 
     Raises:
         ValueError: a student is asked for, and there is no pixel decoder.
@@ -36,9 +42,11 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
     def stage(name: str, *depends: object) -> Stage:
         identity = stage_id(base.model_version, tag_states, *depends)
         watch = plan.watches.get(name, Watch())
-        return Stage(plan.folder / f"{name}_{identity[:8]}", identity, settings.seed, plan.device, plan.progress, watch)
+        return Stage(plan.folder / f"{name}_{identity[:8]}", identity, settings.seed, plan.device, plan.progress, watch, plan.team)
 
     votes = find_votes(model, data, saliency, stage("votes"))
+    if not plan.team.is_main:
+        return pipeline
     decoder = pipeline.pixel_decoder
     if "cldf" in plan.stages:
         decoder = train_decoder(

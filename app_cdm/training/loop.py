@@ -1,4 +1,4 @@
-"""One training loop for every network: bfloat16, clipping, EMA, TensorBoard and exact resumption."""
+"""One training loop for every network: bfloat16, clipping, EMA, TensorBoard, exact resumption, one process or several."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from app_cdm.training.checkpoint import CHECKPOINT_SUFFIX, check_run, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from app_cdm.training.optimization import OptimizerSettings
+from app_cdm.training.team import Team
 
 logger = logging.getLogger(__name__)
 LOG_EVERY = 25
@@ -36,10 +38,14 @@ class TrainingTask(ABC):
 
     name: str
     module: nn.Module
+    team: Team = Team()
 
     @abstractmethod
     def loss(self, generator: torch.Generator, batch_size: int) -> torch.Tensor:
-        """Loss of a freshly drawn batch; draws from nothing but `generator` and torch's global state."""
+        """Loss of a freshly drawn batch; draws from nothing but `generator` and torch's global state.
+
+        Every process of the team draws the whole batch, computes its own share of it, and returns the loss of the whole.
+        """
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,43 @@ class Monitor:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a loop is.
+
+    Attributes:
+        name: of the task.
+        step: steps done.
+        share: of its budget, or of its steps where there is no budget, in [0, 1].
+        loss: mean loss.
+    """
+
+    name: str
+    step: int
+    share: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class Watch:
     """What ends a training early, and who is told how far it is.
 
     Attributes:
         budget_s: seconds of training, over all resumptions; None is without limit.
         monitor: stops when held-out tags say so.
-        report: called every `LOG_EVERY` steps and at the end with the task's name, step, number of steps and mean loss.
+        report: called every `LOG_EVERY` steps and at the end.
     """
 
     budget_s: float | None = None
     monitor: Monitor | None = None
-    report: Callable[[str, int, int, float], None] | None = None
+    report: Callable[[Progress], None] | None = None
+
+    def unspent_s(self, elapsed_s: float) -> float:
+        """Seconds that a loop which took so long has left to the next one; 0 without a budget."""
+        return 0.0 if self.budget_s is None else max(0.0, self.budget_s - elapsed_s)
+
+    def with_more(self, seconds: float) -> Watch:
+        """The same with a larger budget, if there is one."""
+        return self if self.budget_s is None else replace(self, budget_s=self.budget_s + seconds)
 
 
 class TrainingLoop:
@@ -83,6 +114,10 @@ class TrainingLoop:
         seed: of every random draw.
         device: where to train.
         watch: what ends it early.
+        team: the processes that train together; the main one alone writes and reports.
+
+    Raises:
+        ValueError: a batch is smaller than the team.
     """
 
     def __init__(
@@ -94,7 +129,11 @@ class TrainingLoop:
         seed: int,
         device: torch.device,
         watch: Watch | None = None,
+        team: Team | None = None,
     ) -> None:
+        self.team = task.team = team or Team()
+        if settings.batch_size < self.team.size:
+            raise ValueError(f"{task.name}: a batch of {settings.batch_size} cannot be shared by {self.team.size} processes; use fewer")
         self.watch = watch or Watch()
         self.task, self.settings, self.folder, self.run_id, self.device = task, settings, folder, run_id, device
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,24 +149,32 @@ class TrainingLoop:
         self.best_value, self.looks_since_best, self.best_weights = -math.inf, 0, list[torch.Tensor]()
         if self.path.exists():
             self._resume()
+        self.team.copy_from_main([*self.parameters, *task.module.buffers()])
+        if not self.team.is_main:  # dropout draws from the global state: other rows, other draws
+            torch.manual_seed((seed + 1) * 1_000_003 + 1009 * self.step + self.team.rank)
 
     def run(self, progress: bool = True) -> nn.Module:
         """Trains and returns the module with its averaged weights."""
         self.task.module.train()
-        log = SummaryWriter(str(self.folder / "tensorboard" / self.task.name), purge_step=self.step)
-        bar = tqdm(total=self.settings.num_steps, initial=self.step, desc=self.task.name, disable=not progress, mininterval=5)
+        bar = tqdm(
+            total=self.settings.num_steps,
+            initial=self.step,
+            desc=self.task.name,
+            disable=not (progress and self.team.is_main),
+            mininterval=5,
+        )
         saved_at = now = time.monotonic()
-        with log, bar:
-            while self.step < self.settings.num_steps and not self._is_over():
+        with self._log() as log, bar:
+            while not self.team.from_main(self._is_done):
                 value = self._advance()
                 self.loss_average = value if self.step == 1 else 0.98 * self.loss_average + 0.02 * value
                 bar.update()
                 if self.step % LOG_EVERY == 0:
-                    log.add_scalar("loss", self.loss_average, self.step)
+                    log("loss", self.loss_average, self.step)
                     bar.set_postfix(loss=f"{self.loss_average:.4f}")
                     self._report()
                 if self.watch.monitor and self.step % self.watch.monitor.every_steps == 0:
-                    log.add_scalar("held_out", self._look(self.watch.monitor), self.step)
+                    log("held_out", self._look(self.watch.monitor), self.step)
                 self.elapsed_s += time.monotonic() - now
                 now = time.monotonic()
                 if now - saved_at >= self.settings.checkpoint_every_s:
@@ -135,10 +182,20 @@ class TrainingLoop:
                     saved_at = now
         self.save()
         self._report()
+        self.team.wait()
         self.ema.copy_to(self.parameters)
         for parameter, best in zip(self.parameters, self.best_weights, strict=False):
             parameter.data.copy_(best)
         return self.task.module.eval()
+
+    @contextmanager
+    def _log(self) -> Iterator[Callable[[str, float, int], None]]:
+        """Writes a number to TensorBoard; the main process does."""
+        if not self.team.is_main:
+            yield lambda *_: None
+            return
+        with SummaryWriter(str(self.folder / "tensorboard" / self.task.name), purge_step=self.step) as log:
+            yield log.add_scalar
 
     def _is_over(self) -> bool:
         """Whether the budget is spent or held-out tags have long been no better."""
@@ -151,7 +208,7 @@ class TrainingLoop:
         self.ema.copy_to(self.parameters)
         self.task.module.eval()
         try:
-            value = monitor.criterion(self.task.module)
+            value = self.team.from_main(lambda: monitor.criterion(self.task.module))
         finally:
             self.ema.restore(self.parameters)
             self.task.module.train()
@@ -163,8 +220,13 @@ class TrainingLoop:
         return value
 
     def _report(self) -> None:
-        if self.watch.report is not None:
-            self.watch.report(self.task.name, self.step, self.settings.num_steps, self.loss_average)
+        if self.watch.report is not None and self.team.is_main:
+            budget = self.watch.budget_s
+            share = self.elapsed_s / budget if budget else self.step / self.settings.num_steps
+            self.watch.report(Progress(self.task.name, self.step, 1.0 if self._is_done() else min(1.0, share), self.loss_average))
+
+    def _is_done(self) -> bool:
+        return self.step >= self.settings.num_steps or self._is_over()
 
     def _advance(self) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision and has_fast_bfloat16(self.device)):
@@ -172,6 +234,7 @@ class TrainingLoop:
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{self.task.name}: loss is {float(loss.detach())} at step {self.step}; lower the learning rate")
         loss.backward()
+        self.team.reduce_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if not torch.isfinite(norm):  # before it reaches the weights, and through them the checkpoint
             raise FloatingPointError(f"{self.task.name}: the gradient is {float(norm)} at step {self.step}; lower the learning rate")
@@ -183,7 +246,9 @@ class TrainingLoop:
         return float(loss.detach())
 
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint; the main process does."""
+        if not self.team.is_main:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.task.module.state_dict().items()}
         tensors |= {f"ema.{index}": tensor for index, tensor in enumerate(self.ema.shadow_params)}
         tensors |= {f"best.{index}": tensor for index, tensor in enumerate(self.best_weights)}

@@ -16,18 +16,17 @@ from app_cdm.config import Settings, SettingsError, ranged
 from app_cdm.data.tags import TagError, TagTable
 from app_cdm.networks.presets import NetworkSettings
 from app_cdm.pipeline import CDMPipeline
+from app_cdm.training.budget import Budget, count_mapped_slices, measured_once, warmed_up_in_time
 from app_cdm.training.held_out import gate_criterion, held_out_scores, load_held_out, split_patients
-from app_cdm.training.loop import Monitor, Watch
+from app_cdm.training.loop import Monitor, Progress, Watch
 from app_cdm.training.run import TaggedFolder, train
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES
 
-# Share of the budget that each stage's optimisation gets; maps and features are made on top of it.
-SHARES: dict[str, float] = {"classifier": 0.12, "diffusion": 0.48, "cldf": 0.1, "student": 0.3}
 UNLIMITED_STEPS = 1_000_000
 LOOK_EVERY_STEPS = 50
 
-Report = Callable[[str, int, int, float], None]
+Report = Callable[[Progress, float], None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class RetrainSettings(Settings):
     Attributes:
         stages: which stages to train, in their order.
         start: from the `published` model (fine-tuning), or from `scratch`.
-        minutes: budget of optimisation, shared among the stages; 0 takes the number of steps of `TrainSettings` instead.
+        minutes: of training, maps included, see `Budget`; 0 takes the number of steps of `TrainSettings` instead.
         held_out_share: share of the patients that judge and are not trained on.
         patience: looks at held-out tags without a better value, after which the classifier stops.
     """
@@ -94,7 +93,7 @@ def retrain(
         run_folder: checkpoints and the candidate.
         in_use: folder of the model in use.
         device: torch device.
-        report: called with stage, step, number of steps and mean loss.
+        report: called with the progress of a loop, and the share of the whole training that is behind.
 
     Raises:
         TooFewTagsError: there is too little to learn from; says what is missing.
@@ -108,21 +107,37 @@ def retrain(
     if settings.start == "published" and current is not None:
         train_settings = _as_in(current, train_settings)
     held_out = load_held_out(paths, judged, train_settings.preprocess)
+    budget, steps = Budget.by_shares(settings.stages), dict[str, int]()
+    if settings.minutes:
+        speeds = measured_once(run_folder / "speeds.json", train_settings, settings.stages, torch.device(device))
+        budget = Budget.shared(settings.minutes, settings.stages, train_settings, speeds, count_mapped_slices(learned))
+        train_settings = _unlimited(warmed_up_in_time(train_settings, budget, speeds))
+    monitor = Monitor(gate_criterion(held_out), LOOK_EVERY_STEPS, settings.patience)
+
+    def told(progress: Progress, done: float) -> None:
+        steps[progress.name] = progress.step
+        if report is not None:
+            report(progress, done)
+
     folder = train(
         [TaggedFolder.of_files({image: paths[image] for image in learned.tags}, learned)],
-        _unlimited(train_settings) if settings.minutes else train_settings,
+        train_settings,
         run_folder,
         device,
         progress=False,
         initial_model=in_use if settings.start == "published" else None,
         stages=settings.stages,  # type: ignore[arg-type]  # checked by the settings
-        watches=_watches(settings, train_settings, Monitor(gate_criterion(held_out), LOOK_EVERY_STEPS, settings.patience), report),
+        watches=_watches(settings, train_settings, budget, monitor, told),
     )
     pipeline = _calibrated(CDMPipeline.from_pretrained(folder), {image: paths[image] for image in judged.tags}, judged)
     scores = held_out_scores(pipeline, held_out)
     comparable = current is not None and current.class_names == pipeline.class_names
     scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged)) if current is not None and comparable else None
-    judgement = {"held_out": _finite(scores), "held_out_before": _finite(scores_in_use or {}), "num_held_out_images": len(judged.tags)}
+    judgement: dict[str, Any] = {"minutes": settings.minutes, "steps": steps} | {
+        "held_out": _finite(scores),
+        "held_out_before": _finite(scores_in_use or {}),
+        "num_held_out_images": len(judged.tags),
+    }
     pipeline.with_networks(training=judgement).save_pretrained(folder, torch.float16)
     return Candidate(folder, scores, scores_in_use)
 
@@ -144,15 +159,20 @@ def _unlimited(settings: TrainSettings) -> TrainSettings:
     return dataclasses.replace(settings, **first, **later)
 
 
-def _watches(settings: RetrainSettings, train_settings: TrainSettings, monitor: Monitor, report: Report | None) -> dict[str, Watch]:
-    """Budget of every loop: its stage's share, in equal parts where a stage has rounds."""
-    total = sum(SHARES[stage] for stage in settings.stages)
+def _watches(
+    settings: RetrainSettings, train_settings: TrainSettings, budget: Budget, monitor: Monitor, report: Report
+) -> dict[str, Watch]:
+    """Watch of every stage: its budget, in equal parts where a stage has rounds."""
     rounds = {"cldf": train_settings.cldf.num_rounds, "student": train_settings.student.num_rounds}
+
+    def told(progress: Progress) -> None:
+        stage, _, number = progress.name.partition("_")
+        report(progress, budget.done(stage, (int(number or 0) + progress.share) / rounds.get(stage, 1)))
+
     watches = {}
     for stage in settings.stages:
-        share = SHARES[stage] / total / rounds.get(stage, 1)
-        budget_s = 60 * settings.minutes * share if settings.minutes else None
-        watches[stage] = Watch(budget_s, monitor if stage == "classifier" else None, report)
+        budget_s = budget.seconds[stage] / rounds.get(stage, 1) if settings.minutes else None
+        watches[stage] = Watch(budget_s, monitor if stage == "classifier" else None, told)
     return watches
 
 

@@ -16,6 +16,7 @@ from app_cdm.data.tags import TagTable
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet
 from app_cdm.pipeline import CDMPipeline, ModelDescription
+from app_cdm.saliency.base import SaliencyModel
 from app_cdm.training.bags import settle_bags
 from app_cdm.training.checkpoint import CHECKPOINT_SUFFIX, check_run
 from app_cdm.training.later import train_later_stages
@@ -23,8 +24,10 @@ from app_cdm.training.loop import TrainingLoop, TrainingTask, Watch
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.record import run_record
 from app_cdm.training.settings import TrainSettings
+from app_cdm.training.sign import choose_sign
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES, RunPlan, StageName
 from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, DiffusionTask
+from app_cdm.training.team import Team
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class TaggedFolder:
         return cls(Path(), tags, paths=paths)
 
 
-def train(
+def train(  # noqa: PLR0913
     folders: list[TaggedFolder],
     settings: TrainSettings,
     run_folder: Path,
@@ -64,8 +67,12 @@ def train(
     initial_model: Path | None = None,
     stages: Sequence[StageName] = FIRST_STAGES,
     watches: Mapping[str, Watch] | None = None,
+    *,
+    team: Team | None = None,
 ) -> Path:
     """Trains the stages asked for, resuming where an interrupted run of the same settings and tags stopped.
+
+    Several processes call this alike, with the same run folder; the main one writes. A run may be resumed with another number of them.
 
     Args:
         folders: the images; tags are all that is read beside them.
@@ -76,6 +83,7 @@ def train(
         initial_model: start from these weights (fine-tuning) instead of random ones.
         stages: which of `classifier`, `diffusion`, `cldf` and `student`; what is left out comes from the initial model as it is.
         watches: stage -> what ends its loops early.
+        team: the processes that train together; this one alone by default.
 
     Returns:
         The model folder, in diffusers' layout. A pixel decoder or student that was made for other weights is not in it.
@@ -95,13 +103,24 @@ def train(
     record = run_record([folder.tags for folder in folders], settings, data, initial) | {"stages": list(stages)}
     for path in run_folder.glob(f"*{CHECKPOINT_SUFFIX}"):  # before the record of another run is overwritten
         check_run(path, record["run_id"])
-    (run_folder / "run.json").write_text(json.dumps(record, indent=1))
-    plan = RunPlan(settings, run_folder, torch.device(device), progress, tuple(stages), watches or {})
+    team = team or Team()
+    team.wait()
+    if team.is_main:
+        (run_folder / "run.json").write_text(json.dumps(record, indent=1))
+    plan = RunPlan(settings, run_folder, torch.device(device), progress, tuple(stages), watches or {}, team)
     pipeline = _train_diffusion(data, plan, initial, record)
     if set(stages) & set(LATER_STAGES):
-        pipeline = train_later_stages(pipeline.to(plan.device), settle_bags(data, pipeline.classifier), plan)
-    pipeline.with_networks(training=record).save_pretrained(run_folder / "model")
+        pipeline = train_later_stages(pipeline.to(plan.device), _settled(data, pipeline.classifier, plan), plan)
+    if team.is_main:
+        pipeline.with_networks(training=record).save_pretrained(run_folder / "model")
+    team.wait()
     return run_folder / "model"
+
+
+def _settled(data: TaggedSlices, classifier: NoiseConditionalClassifier, plan: RunPlan) -> TaggedSlices:
+    """See `settle_bags`; the main process decides for all."""
+    states = plan.team.from_main(lambda: settle_bags(data, classifier).states)
+    return replace(data, states=states, bags=data.bags[:0])
 
 
 def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | None, record: dict[str, Any]) -> CDMPipeline:
@@ -117,18 +136,34 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
     if initial is not None:
         _start_from(initial, denoiser, classifier, data.class_names)
 
-    def run(task: TrainingTask, optimizer: OptimizerSettings, seed: int) -> None:
-        TrainingLoop(task, optimizer, plan.folder, record["run_id"], seed, plan.device, plan.watches.get(task.name)).run(plan.progress)
+    def run(task: TrainingTask, optimizer: OptimizerSettings, seed: int, more_s: float = 0.0) -> float:
+        """Trains, and returns the seconds of its budget that are left."""
+        watch = plan.watches.get(task.name, Watch()).with_more(more_s)
+        loop = TrainingLoop(task, optimizer, plan.folder, record["run_id"], seed, plan.device, watch, plan.team)
+        loop.run(plan.progress)
+        return watch.unspent_s(loop.elapsed_s)
 
+    unspent_s = 0.0
     if "classifier" in plan.stages:
-        run(ClassifierTask(classifier, scheduler, data, settings), settings.classifier, settings.seed)
-    data = settle_bags(data, classifier)
+        unspent_s = run(ClassifierTask(classifier, scheduler, data, settings), settings.classifier, settings.seed)
+    data = _settled(data, classifier, plan)
     if "diffusion" in plan.stages:
-        run(DiffusionTask(denoiser, scheduler, data, settings), settings.diffusion, settings.seed + 1)
+        run(DiffusionTask(denoiser, scheduler, data, settings), settings.diffusion, settings.seed + 1, unspent_s)
     description = ModelDescription(data.class_names, settings.network.patch_size, settings.preprocess)
     if initial is not None:  # calibrated settings stay until they are chosen anew
         description = replace(initial.description, preprocess=settings.preprocess)
-    return CDMPipeline(denoiser.unet, denoiser.condition_embedding, classifier, scheduler, description.to_dict(), record)
+    pipeline = CDMPipeline(denoiser.unet, denoiser.condition_embedding, classifier, scheduler, description.to_dict(), record)
+    return pipeline if initial is not None else _with_sign(pipeline, data, plan)
+
+
+def _with_sign(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan) -> CDMPipeline:
+    """The model with the sign of its saliency chosen, which the stages after it build on; the main process decides for all."""
+    chosen = pipeline.settings_for("cdm_saliency")
+    model = SaliencyModel(
+        pipeline.unet.eval(), pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
+    )
+    sign, found = plan.team.from_main(lambda: choose_sign(model, data, chosen.saliency))
+    return pipeline.with_settings(chosen.replace(saliency=chosen.saliency.replace(sign=sign)), {"sign": found})
 
 
 def _start_from(

@@ -11,6 +11,7 @@ import torch
 
 from app_cdm.training.loop import Watch
 from app_cdm.training.settings import TrainSettings
+from app_cdm.training.team import Team
 
 StageName = Literal["classifier", "diffusion", "cldf", "student"]
 FIRST_STAGES: tuple[StageName, ...] = ("classifier", "diffusion")
@@ -28,6 +29,7 @@ class RunPlan:
         progress: show progress bars.
         stages: which are run.
         watches: stage -> what ends its loops early.
+        team: the processes that do it together.
     """
 
     settings: TrainSettings
@@ -36,6 +38,7 @@ class RunPlan:
     progress: bool
     stages: tuple[StageName, ...]
     watches: Mapping[str, Watch] = field(default_factory=dict)
+    team: Team = field(default_factory=Team)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Stage:
         device: where to train.
         progress: show progress bars.
         watch: of every loop of the stage.
+        team: the processes that do it together.
     """
 
     folder: Path
@@ -57,3 +61,4 @@ class Stage:
     device: torch.device
     progress: bool = True
     watch: Watch = field(default_factory=Watch)
+    team: Team = field(default_factory=Team)

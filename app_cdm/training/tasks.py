@@ -49,12 +49,14 @@ class DiffusionTask(TrainingTask):
         positions = torch.where(hidden, torch.nan, positions)
         original_samples = patchify(slices, self.settings.network.patch_size)
         noise = torch.randn(original_samples.shape, generator=generator)
+        original_samples, noise, timesteps, states, positions = self.team.own(original_samples, noise, timesteps, states, positions)
         device = next(self.module.parameters()).device
         original_samples, noise, timesteps = original_samples.to(device), noise.to(device), timesteps.to(device)
         samples = self.scheduler.add_noise(original_samples, noise, timesteps)
         embedding = self.module.condition_embedding(class_weights_from_states(states).to(device), positions.to(device))
         output = self.module.unet(samples.contiguous(memory_format=torch.channels_last), timesteps, embedding).sample
-        return F.mse_loss(output.float(), self.scheduler.get_velocity(original_samples, noise, timesteps))
+        loss = F.mse_loss(output.float(), self.scheduler.get_velocity(original_samples, noise, timesteps))
+        return self.team.sum(loss * (len(noise) / batch_size))
 
 
 class ClassifierTask(TrainingTask):
@@ -76,17 +78,18 @@ class ClassifierTask(TrainingTask):
         is_clean = torch.rand(batch_size, generator=generator) < self.settings.clean_probability
         timesteps = torch.where(is_clean, 0, timesteps)
         noise = torch.randn(slices.shape, generator=generator)
+        slices, noise, timesteps, is_clean, states = self.team.own(slices, noise, timesteps, is_clean, states)
         samples = torch.where(is_clean[:, None, None, None], slices, self.scheduler.add_noise(slices, noise, timesteps))
         device = next(self.module.parameters()).device
         logits = self.module(samples.to(device).contiguous(memory_format=torch.channels_last), timesteps.to(device))
         target, known = states.to(device).float(), (states != UNKNOWN).to(device)
         losses = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0), reduction="none")
-        loss = losses[known].sum() / known.sum().clamp_min(1)
+        loss = self.team.sum(losses[known].sum()) / self.team.sum(known.sum()).clamp_min(1)
         if not len(self.data.bags):
             return loss
-        return loss + self.settings.bag_weight * bag_loss(
-            self.module, self.data, self.settings.augmentation, self.settings.bag_sharpness, generator
-        )
+        # A bag is one volume and is not shared: every process computes it, and a part of its gradient counts.
+        of_bag = bag_loss(self.module, self.data, self.settings.augmentation, self.settings.bag_sharpness, generator)
+        return loss + self.settings.bag_weight * self.team.sum(of_bag / self.team.size)
 
 
 def _draw(

@@ -14,8 +14,8 @@ from typing import Any
 
 from monailabel.utils.async_tasks import utils as async_tasks
 
+from lib.busy import BusyError
 from lib.plain import plain
-from lib.server.errors import TaskBusyError
 from lib.turns import StoppedError
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ class ServerTask:
             wait: come back when it has ended.
 
         Raises:
-            TaskBusyError: one is running already.
+            BusyError: one is running already.
         """
         stop = threading.Event()
         with self._starting:
             running = async_tasks.background_processes.setdefault(self._kind, {})
             if running:
-                raise TaskBusyError(f"one is running: wait for GET {self._route} to say DONE, or stop it with DELETE {self._route}")
+                raise BusyError(f"one is running: wait for GET {self._route} to say DONE, or stop it with DELETE {self._route}")
             # Every key from the beginning: a reply must not meet a dictionary that grows.
             task = {"id": str(uuid.uuid4()), "status": "RUNNING", "request": plain(request), "start_ts": now()}
             task |= {"details": [], "result": None, "end_ts": None}

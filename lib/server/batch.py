@@ -17,7 +17,7 @@ def start_batch(app: MONAILabelApp, arguments: dict[str, Any]) -> dict[str, Any]
     """Runs a batch: to its end with `run_sync`, else in the background.
 
     Raises:
-        TaskBusyError: one is running already.
+        BusyError: one is running already.
     """
     request = {**arguments["params"], "model": arguments["model"], "images": arguments["images"]}
     if arguments["run_sync"]:

@@ -17,10 +17,10 @@ from app_cdm.data.dicom_codes import CodesError
 from app_cdm.data.tags import TagError
 from app_cdm.data.volume import VolumeError
 from app_cdm.training.held_out import TooFewTagsError
+from lib.busy import BusyError
 from lib.models import ModelMissingError
 from lib.results.errors import NoSpaceError, ResultConflictError
 from lib.tags.store import NothingToUndoError
-from lib.trainers.status import TrainingBusyError
 from lib.versions import VersionError
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,6 @@ class UnusableRequestError(ValueError):
     """A request that cannot be followed; the message says what to send instead."""
 
 
-class TaskBusyError(Exception):
-    """A background task of this kind is running; the message says what to do."""
-
-
 STATUS_OF: dict[type[Exception], HTTPStatus] = {
     UnknownNameError: HTTPStatus.NOT_FOUND,
     UnusableRequestError: HTTPStatus.BAD_REQUEST,
@@ -58,8 +54,7 @@ STATUS_OF: dict[type[Exception], HTTPStatus] = {
     TagError: HTTPStatus.BAD_REQUEST,
     NothingToUndoError: HTTPStatus.CONFLICT,
     TooFewTagsError: HTTPStatus.CONFLICT,
-    TaskBusyError: HTTPStatus.TOO_MANY_REQUESTS,
-    TrainingBusyError: HTTPStatus.TOO_MANY_REQUESTS,
+    BusyError: HTTPStatus.TOO_MANY_REQUESTS,
     VersionError: HTTPStatus.NOT_FOUND,
     ResultConflictError: HTTPStatus.CONFLICT,
     CodesError: HTTPStatus.CONFLICT,

@@ -16,7 +16,7 @@ def start_scoring(app: MONAILabelApp, arguments: dict[str, Any]) -> Any:
     """Runs one scoring method: to its end with `run_sync`, and then gives its result; else in the background.
 
     Raises:
-        TaskBusyError: one is running already.
+        BusyError: one is running already.
     """
     method = arguments["method"]
     work = partial(app._scoring_methods[method].score, app.datastore())
@@ -28,7 +28,7 @@ def start_all_scoring(app: MONAILabelApp, arguments: dict[str, Any]) -> dict[str
     """Runs every scoring method, of which there is one; in the host's form.
 
     Raises:
-        TaskBusyError: one is running already.
+        BusyError: one is running already.
     """
     return {method: {"result": start_scoring(app, {**arguments, "method": method}), "detail": None} for method in app._scoring_methods}
 

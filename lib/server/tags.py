@@ -81,13 +81,14 @@ def import_(
     split: str | None = None,
     id_suffix: str = "",
     columns: str = "",
+    exclude: str | None = None,
     user: str | None = None,
     login: User = ANNOTATOR,
 ) -> dict[str, Any]:
     """Stores the tags of a CSV or JSON table: all or none."""
     if (file.size or 0) > MAX_BODY_BYTES:
         raise UnusableRequestError(f"table above {MAX_BODY_BYTES >> 20} MiB: send it in parts")
-    chosen = ImportOptions(user_of(login, user), split, id_suffix, check_json_object("columns", columns), dry_run)
+    chosen = ImportOptions(user_of(login, user), split, id_suffix, check_json_object("columns", columns), dry_run, exclude or None)
     return import_table(book(), file.filename or "", file.file.read(), chosen)
 
 

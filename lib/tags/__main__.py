@@ -38,7 +38,8 @@ def argument_parser() -> argparse.ArgumentParser:
     reader.add_argument("table", type=Path)
     reader.add_argument("--split", help="only rows with this value in the column split")
     reader.add_argument("--id-suffix", default="", help="what image ids have after the names in the table, such as _flair")
-    reader.add_argument("--columns", default="", help='class to 0/1 column, as JSON: {"lesion": "has_lesion"}')
+    reader.add_argument("--columns", default="", help='class to 0/1 column, as JSON: {"lesion": "has_lesion"}, or to COLUMN=VALUE')
+    reader.add_argument("--exclude", metavar="COLUMN", help="leave out rows with 1 in this column")
     reader.add_argument("--user", default=getpass.getuser(), help="who imports (default: %(default)s)")
     reader.add_argument("--dry-run", action="store_true", help="check everything, store nothing")
     writer = commands.add_parser("export", parents=[common], help="write every tag")
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> str:
     book = open_book(options)
     if options.command == "import":
         columns = check_json_object("columns", options.columns)
-        chosen = ImportOptions(options.user, options.split, options.id_suffix, columns, options.dry_run)
+        chosen = ImportOptions(options.user, options.split, options.id_suffix, columns, options.dry_run, options.exclude)
         return json.dumps(import_table(book, options.table.name, options.table.read_bytes(), chosen)) + "\n"
     if options.command == "export":
         text = export_csv(book) if options.format == "csv" else export_json(book)

@@ -29,8 +29,9 @@ class ImportOptions:
         user: who imports.
         split: take rows with this value in the column `split` only.
         id_suffix: what image ids have after the names in the table, such as `_flair`.
-        columns: class -> 0/1 column, for tables by slice or image; by default every `has_<class>`.
+        columns: class -> 0/1 column or `COLUMN=VALUE`, for tables by slice or image; by default every `has_<class>`.
         is_dry_run: check everything, store nothing.
+        exclude: leave out rows with 1 in this column.
     """
 
     user: str
@@ -38,6 +39,7 @@ class ImportOptions:
     id_suffix: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     is_dry_run: bool = False
+    exclude: str | None = None
 
 
 def import_table(book: TagBook, name: str, content: bytes, options: ImportOptions) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def parse_table(name: str, content: bytes, options: ImportOptions) -> TagTable:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"table{suffix}"
             path.write_text(text)
-            return read_tags(path, options.columns or None, options.split)
+            return read_tags(path, options.columns or None, options.split, options.exclude)
     except (ValueError, csv.Error, KeyError, AttributeError, TypeError) as error:
         raise TagError(f"table {name!r}: {error}") from error
 

@@ -30,11 +30,13 @@ class TrainRequest:
         settings: stages, start and budget.
         force: publish also what is worse on held-out tags.
         device: where to train.
+        seed: of everything random; not among the options that viewers show.
     """
 
     settings: RetrainSettings
     force: bool = False
     device: Device = "auto"
+    seed: int = 0
 
 
 def option_table(has_cuda: bool) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def read_train_request(request: dict[str, Any]) -> TrainRequest:
     )
     if settings.minutes <= 0:
         raise SettingsError(f"minutes = {settings.minutes:g}: must be more than 0")
-    return TrainRequest(settings, _flag("force", given.get("force", False)), read_device(given.get("device")))
+    return TrainRequest(settings, _flag("force", given.get("force", False)), read_device(given.get("device")), _seed(given.get("seed", 0)))
 
 
 def _number(name: str, value: Any) -> float:
@@ -73,6 +75,13 @@ def _number(name: str, value: Any) -> float:
         return float(value) if not isinstance(value, bool) else float("nan")
     except (TypeError, ValueError):
         raise SettingsError(f"{name} = {value!r}: must be a number") from None
+
+
+def _seed(value: Any) -> int:
+    seed = _number("seed", value)
+    if not 0 <= seed < 2**31 or seed != int(seed):
+        raise SettingsError(f"seed = {value!r}: must be a whole number in [0, {2**31})")
+    return int(seed)
 
 
 def _flag(name: str, value: Any) -> bool:

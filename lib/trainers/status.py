@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from app_cdm.training.retrain import SHARES, RetrainSettings
+from app_cdm.training.loop import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +19,6 @@ State = Literal["running", "published", "kept back", "failed"]
 WRITE_EVERY_S = 1.0
 LOG_EVERY_S = 10.0
 PERCENT = 100
-
-
-class TrainingBusyError(Exception):
-    """A training is running; the message says how far it is and what to do."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +65,25 @@ class StatusWriter:
 
     Args:
         path: the file.
-        settings: stages and budget.
-        num_rounds: rounds of the stages that have several.
     """
 
-    def __init__(self, path: Path, settings: RetrainSettings, num_rounds: dict[str, int]) -> None:
-        self._path, self._settings, self._num_rounds = path, settings, num_rounds
-        self._written_at, self._logged_at, self._began = 0.0, 0.0, {"": time.monotonic()}
+    def __init__(self, path: Path) -> None:
+        self._path, self._written_at, self._logged_at = path, 0.0, 0.0
         now = time.time()
         self.status = TrainStatus("running", os.getpid(), message="reading images", started=now, updated=now)
         self._write()
 
-    def report(self, name: str, step: int, num_steps: int, loss: float) -> None:
-        """Takes the news of a training loop, named after its stage and round."""
-        self._began.setdefault(name, time.monotonic())
-        if time.monotonic() - self._written_at < WRITE_EVERY_S and step < num_steps:
+    def report(self, progress: Progress, done: float) -> None:
+        """Takes the news of a training loop, named after its stage and round, and the share of the whole training that is behind."""
+        if time.monotonic() - self._written_at < WRITE_EVERY_S and progress.share < 1.0:
             return
-        stage, _, number = name.partition("_")
-        finite = loss if math.isfinite(loss) else 0.0
-        self.status = replace(
-            self.status, stage=stage, percent=self._percent(name, stage, int(number or 0)), loss=finite, message=f"{name}: step {step}"
-        )
+        stage, loss = progress.name.partition("_")[0], progress.loss if math.isfinite(progress.loss) else 0.0
+        percent, message = round(PERCENT * min(1.0, done), 1), f"{progress.name}: step {progress.step}"
+        self.status = replace(self.status, stage=stage, percent=percent, loss=loss, message=message)
         self._write()
         if time.monotonic() - self._logged_at >= LOG_EVERY_S:  # the last lines are what `GET /train/` shows
             self._logged_at = time.monotonic()
-            logger.info("%s of the budget, %s: step %d, loss %.4f", f"{self.status.percent:g} %", name, step, finite)
+            logger.info("%s of the training, %s, loss %.4f", f"{percent:g} %", message, loss)
 
     def end(self, state: State, message: str, version: str = "", scores: tuple[dict[str, float], dict[str, float]] = ({}, {})) -> None:
         """The training is over."""
@@ -103,16 +93,6 @@ class StatusWriter:
             self.status, state=state, message=message, version=version, percent=percent, held_out=found, held_out_before=before
         )
         self._write()
-
-    def _percent(self, name: str, stage: str, number: int) -> float:
-        """Share of the budget behind the stages that are over, and of this one's own."""
-        stages = self._settings.stages
-        total = sum(SHARES[item] for item in stages)
-        rounds = self._num_rounds.get(stage, 1)
-        behind = sum(SHARES[item] for item in stages[: stages.index(stage)]) + SHARES[stage] * number / rounds
-        budget_s = 60 * self._settings.minutes * SHARES[stage] / total / rounds
-        spent = min(1.0, (time.monotonic() - self._began[name]) / budget_s)
-        return round(PERCENT * (behind + spent * SHARES[stage] / rounds) / total, 1)
 
     def _write(self) -> None:
         self._written_at = time.monotonic()

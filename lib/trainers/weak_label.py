@@ -22,11 +22,12 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import TooFewTagsError, missing_tags
 from app_cdm.training.retrain import Candidate, retrain
 from app_cdm.training.settings import TrainSettings
+from lib.busy import BusyError
 from lib.models import model_folder
 from lib.options import AppOptions
 from lib.tags.book import TagBook
 from lib.trainers.request import TrainRequest, option_table, read_train_request
-from lib.trainers.status import PERCENT, StatusWriter, TrainingBusyError, TrainStatus, read_status
+from lib.trainers.status import PERCENT, StatusWriter, TrainStatus, read_status
 from lib.versions import ModelVersions
 
 logger = logging.getLogger(__name__)
@@ -95,12 +96,12 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
 
         Raises:
             SettingsError: an option is not allowed.
-            TrainingBusyError: a training is running.
+            BusyError: a training is running.
             TooFewTagsError: there is too little to learn from; says what is missing.
         """
         wanted = read_train_request(request)
         if is_training():
-            raise TrainingBusyError(f"a training is running ({self._where()}): wait for it, or stop it first")
+            raise BusyError(f"a training is running ({self._where()}): wait for it, or stop it first")
         lacking = missing_tags(self._tags.table())
         if lacking:
             raise TooFewTagsError("too few tags to learn from: " + "; ".join(lacking))
@@ -110,15 +111,14 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         """Trains; called in a process of its own, which may be killed at any moment.
 
         Raises:
-            TrainingBusyError: another process trains the same model.
+            BusyError: another process trains the same model.
             TooFewTagsError, SettingsError, VolumeError: see `retrain`.
         """
         wanted = read_train_request(request)
-        settings = TrainSettings()
+        settings = TrainSettings(seed=wanted.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            rounds = {"cldf": settings.cldf.num_rounds, "student": settings.student.num_rounds}
-            writer = StatusWriter(self.folder / "status.json", wanted.settings, rounds)
+            writer = StatusWriter(self.folder / "status.json")
             try:
                 return self._train(wanted, settings, writer)
             except Exception as error:
@@ -166,7 +166,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise TrainingBusyError(f"another process trains {self.versions.name!r} ({self._where()}): wait for it") from None
+                raise BusyError(f"another process trains {self.versions.name!r} ({self._where()}): wait for it") from None
             yield
 
 

@@ -46,6 +46,19 @@ def test_finished_features_are_not_computed_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_features_of_other_slices_or_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    model, inputs, cache = tiny_saliency_model(), tiny_inputs(2), FeatureCache(tmp_path / "f", 1.0)
+    cache.fill(model, inputs, SETTINGS)
+    for other, settings in (
+        (tiny_inputs(2, seed=5), SETTINGS),
+        (tiny_inputs(2, class_index=0), SETTINGS),
+        (inputs, FeatureSettings((0.3,), (0.5,), (0, 1))),
+    ):
+        found = cache.fill(model, other, settings)
+        for array, expected in zip(found, extract_features(model, other, settings), strict=True):
+            np.testing.assert_allclose(array, expected.numpy(), atol=2e-3, rtol=2e-3)
+
+
 def test_interrupted_features_are_computed_again(tmp_path: Path) -> None:
     model, inputs, cache = tiny_saliency_model(), tiny_inputs(COUNT), FeatureCache(tmp_path / "f", 1.0)
 

@@ -163,3 +163,13 @@ def test_kind_without_seeds_is_empty() -> None:
     foreground, background = draw_pixels(seeds, margin, 8, 0.5, torch.Generator().manual_seed(0))
     assert len(foreground) == 0
     assert len(background) == 8
+
+
+@given(st.integers(0, 1000), st.integers(2, 60), st.floats(0.0, 1.0))
+def test_no_pixel_is_drawn_twice(seed: int, count: int, hard_share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(-1, 2, (2, 5, 5), generator=generator).to(torch.int8)
+    for chosen in draw_pixels(seeds, torch.randn(2, 5, 5, generator=generator), count, hard_share, generator):
+        assert len(chosen.unique()) == len(chosen)
+    asked = draw_pixels(torch.ones(1, 9, 9, dtype=torch.int8), torch.zeros(1, 9, 9), 20, hard_share, generator)[0]
+    assert len(asked) == 20

@@ -191,3 +191,18 @@ def test_missing_split_and_column_are_named(tmp_path: Path) -> None:
         read_tags(path, split="val")
     with pytest.raises(TagError, match=r"\['has_stroke'\]; the columns are"):
         read_tags(path, {"stroke": "has_stroke"})
+
+
+def test_rows_that_contradict_themselves_are_left_out_and_a_column_of_words_gives_classes(tmp_path: Path) -> None:
+    path = tmp_path / "images.csv"
+    path.write_text("image_id,group_id,split,class,label_conflict\na,g1,train,benign,0\nb,g2,train,malignant,1\nc,g3,train,normal,\n")
+    columns = {"benign": "class=benign", "malignant": "class=malignant"}
+    found = read_tags(path, columns, "train", exclude="label_conflict")
+    assert found.tags == {"a": {"benign": True, "malignant": False}, "c": {"benign": False, "malignant": False}}
+    assert found.patients == {"a": "g1", "c": "g3"}
+    with pytest.raises(TagError, match=r"column 'conflict' says which rows to leave out; it must be there"):
+        read_tags(path, columns, exclude="conflict")
+    with pytest.raises(TagError, match=r"column 'class' says which rows to leave out; it must be there, and hold 1, 0 or nothing"):
+        read_tags(path, columns, exclude="class")
+    with pytest.raises(TagError, match=r"no tag column \['kind'\]"):
+        read_tags(path, {"benign": "kind=benign"})

@@ -52,15 +52,15 @@ def stats(server: Server) -> dict[str, Any]:
     return found
 
 
-def wait_for(server: Server, *states: str) -> dict[str, Any]:
-    deadline = time.monotonic() + TRAIN_LIMIT_S
+def wait_for(server: Server, *states: str, limit_s: float = TRAIN_LIMIT_S) -> dict[str, Any]:
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         found = stats(server)
         if found.get("state") in states:
             return found
         assert found.get("state") != "failed", found
         time.sleep(0.5)
-    raise AssertionError(f"{states} not reached within {TRAIN_LIMIT_S} s: {stats(server)}\n{server.log.read_text()[-3000:]}")
+    raise AssertionError(f"{states} not reached within {limit_s} s: {stats(server)}\n{server.log.read_text()[-3000:]}")
 
 
 def wait_for_idle(server: Server) -> None:
@@ -89,6 +89,7 @@ def test_too_little_to_learn_from_is_said_by_class(empty: Server) -> None:
         ({"minutes": "nan"}, "minutes"),
         ({"force": "perhaps"}, "must be true or false"),
         ({"device": "abacus"}, "device = 'abacus'"),
+        ({"seed": 1.5}, "seed = 1.5: must be a whole number"),
     ],
 )
 def test_bad_options_are_refused(empty: Server, params: dict[str, object], said: str) -> None:

@@ -14,7 +14,7 @@ from app_cdm.data.dataset import BalancedSampler
 from app_cdm.data.tags import PRESENT, UNKNOWN
 from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet
 from app_cdm.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from app_cdm.training.loop import Monitor, TrainingLoop, TrainingTask, Watch, has_fast_bfloat16
+from app_cdm.training.loop import Monitor, Progress, TrainingLoop, TrainingTask, Watch, has_fast_bfloat16
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, DiffusionTask
@@ -223,11 +223,11 @@ def test_monitor_keeps_the_best_weights_and_stops_when_nothing_gets_better(tmp_p
 
 
 def test_report_says_where_training_is(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int, float]] = []
-    optimizer = OptimizerSettings(num_steps=60, batch_size=4)
-    TrainingLoop(LineTask(), optimizer, tmp_path, "run", 0, CPU, Watch(report=lambda *where: told.append(where))).run(progress=False)
-    assert [(name, step, total) for name, step, total, _ in told] == [("line", 25, 60), ("line", 50, 60), ("line", 60, 60)]
-    assert all(math.isfinite(loss) for *_, loss in told)
+    told: list[Progress] = []
+    optimizer = OptimizerSettings(num_steps=50, batch_size=4)
+    TrainingLoop(LineTask(), optimizer, tmp_path, "run", 0, CPU, Watch(report=told.append)).run(progress=False)
+    assert [(where.name, where.step, where.share) for where in told] == [("line", 25, 0.5), ("line", 50, 1.0), ("line", 50, 1.0)]
+    assert all(math.isfinite(where.loss) for where in told)
 
 
 def test_loss_falls_and_is_logged(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from app_cdm.cldf.features import FeatureSettings
 from app_cdm.cldf.settings import CLDFSettings
 from app_cdm.config import SettingsError
 from app_cdm.data.tags import TagTable, read_tags
+from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
+from app_cdm.segmentation.gate import slice_logits, slice_scores
 from app_cdm.student.settings import StudentSettings
-from app_cdm.training.held_out import TooFewTagsError, missing_tags, split_patients
+from app_cdm.training.held_out import TooFewTagsError, held_out_scores, load_held_out, missing_tags, split_patients
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
 from app_cdm.training.settings import TrainSettings
@@ -95,7 +97,7 @@ def candidate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, Path
         settings(),
         run_folder,
         None,
-        report=lambda *where: told.append(where[0]),
+        report=lambda progress, _: told.append(progress.name),
     )
     return found, run_folder, tags, paths, told
 
@@ -113,6 +115,23 @@ def test_candidate_is_complete_and_judged_on_patients_it_has_not_seen(
     learned, judged = split_patients(tags, RetrainSettings().held_out_share)
     assert pipeline.config.training["num_images"] == len(learned.tags)
     assert pipeline.config.training["num_held_out_images"] == len(judged.tags)
+
+
+def test_gate_is_judged_as_it_works_smoothed_in_millimetres(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]],
+) -> None:
+    found, _, tags, paths, _ = candidate
+    pipeline = CDMPipeline.from_pretrained(found.folder)
+    data = load_held_out(paths, split_patients(tags, RetrainSettings().held_out_share)[1], pipeline.description.preprocess)
+    assert data.spacing_mm == (5.0,) * len(data.image_ids)
+    mask = pipeline.settings_for("cdm_saliency").mask.replace(gate_smoothing_mm=6.0)
+    smoothed = pipeline.with_settings(pipeline.settings_for("cdm_saliency").replace(mask=mask))
+    scores = []
+    for volume in range(len(data.image_ids)):
+        logits = slice_logits(pipeline.classifier, data.slices[data.volume_index == volume])[:, 0]
+        scores += slice_scores(logits.numpy(), 5.0, 6.0).tolist()
+    expected = tag_auc(scores, (data.states[:, 0] == 1).tolist())
+    assert held_out_scores(smoothed, data)["gate/tumor"] == pytest.approx(expected)
 
 
 def test_budget_in_minutes_ends_every_stage_and_fine_tuning_starts_from_the_model_in_use(

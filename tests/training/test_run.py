@@ -75,7 +75,9 @@ def test_classifier_learns_the_target_from_tags_and_the_run_records_itself(study
     present = sum(last - first + 1 for tags in tagged(study).tags.tags.values() for first, last in tags["blob"] or ())  # type: ignore[misc]
     assert record["num_present_slices"] == {"blob": present}
     assert set(record["versions"]) == {"torch", "diffusers", "monai", "numpy"}
-    assert json.loads(json.dumps(dict(pipeline.config.training))) == record
+    recorded = json.loads(json.dumps(dict(pipeline.config.training)))
+    assert recorded.pop("sign")["chosen"] == pipeline.settings_for("cdm_saliency").saliency.sign
+    assert recorded == record
     assert str(tmp_path) not in json.dumps(record)
     assert not list(tmp_path.rglob("*.bin"))
 
@@ -143,7 +145,7 @@ def test_killed_process_continues_and_ends_as_if_nothing_had_happened(study: Pat
 
     undisturbed = start(tmp_path / "whole")
     victim = start(tmp_path / "killed")
-    checkpoint, deadline = tmp_path / "killed" / "classifier.checkpoint.safetensors", time.monotonic() + 120
+    checkpoint, deadline = tmp_path / "killed" / "classifier.checkpoint.safetensors", time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)

@@ -1,0 +1,158 @@
+"""Writes docs/learning-curve.md and its figures from what `benchmarks.loop` and `benchmarks.active` found; runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "runs" / "benchmark" / "rest_student.json"
+COLOURS = {"student": "#1a7f37", "cldf": "#0969da", "cdm_saliency": "#bc4c00"}
+ORDERS = {"uncertain": "#1a7f37", "random": "#6e7781"}
+
+
+def write_document(loop: Path, active: Path, output: Path, figures: Path) -> None:
+    """Writes the document from the results there are; a part without any says which command makes it."""
+    points = sorted((json.loads(path.read_text()) for path in loop.glob("*/result.json")), key=lambda point: point["plan"]["patients"])
+    simulation = json.loads((active / "result.json").read_text()) if (active / "result.json").exists() else None
+    figures.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# What tags are worth",
+        "",
+        "Written by `make benchmark-loop` and `make benchmark-active`. Research use only, not a medical device.",
+        "",
+    ]
+    lines += ["## Learning curve: from no model to masks, over REST", "", *_loop_part(points, figures), ""]
+    lines += ["## Next Sample by doubt against random order", "", *_active_part(simulation, figures), ""]
+    output.write_text("\n".join(lines))
+    print(f"wrote {output}")
+
+
+def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
+    if not points:
+        return ["Not run yet: `make benchmark-loop`."]
+    draw_loop(points, figures / "learning_curve.png")
+    first = points[0]
+    plan, n = first["plan"], first["scores"][next(iter(first["scores"]))]["cases"]
+    return [
+        "An empty app, started on copies of the `lgg` train volumes; patients tagged one request an image, as the tagging page does; one "
+        f"`POST /train/weak_label` from scratch with {plan['minutes']:g} minutes each, whatever the number of tags; {n} test patients "
+        f"scored from outside with `score_rest.py`. Seed {plan['seed']}; {first['record']['machine']}. About a fifth of the tagged "
+        "patients are held out by the trainer. Mean with 95 % bootstrap interval over patients.",
+        "",
+        "| patients tagged | slices learned from, present | held-out tag score | task | volume Dice | slice Dice | found | clean negatives "
+        "| minutes since the last start |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(line for point in points for line in _loop_lines(point)),
+        "",
+        "Steps that the minutes paid for: " + "; ".join(f"{point['plan']['patients']} patients: {_steps(point)}" for point in points) + ".",
+        "",
+        f"![Learning curve](figures/{'learning_curve.png'})",
+    ]
+
+
+def _loop_lines(point: dict[str, Any]) -> list[str]:
+    record, lines = point["record"], []
+    present = sum(record["num_present_slices"].values())
+    for method, s in point["scores"].items():
+        low, high = s["volume_dice_ci95"]
+        negatives = "" if s["clean_negatives"] is None else f"{s['clean_negatives']:.3f}"
+        lines.append(
+            f"| {point['plan']['patients']} ({point['plan']['share']:.0%}) | {record['num_slices']}, {present} | "
+            f"{record['held_out'].get('mean', float('nan')):.3f} | `{method}` | {s['volume_dice']:.3f} [{low:.3f}, {high:.3f}] | "
+            f"{s['slice_dice']:.3f} | {s['slice_found']:.3f} | {negatives} | {point['training']['wall_s'] / 60:.0f} |"
+        )
+    return lines
+
+
+def _steps(point: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in point["record"]["steps"].items())
+
+
+def draw_loop(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Dice against the number of tagged patients, a line a task."""
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    counts = [point["plan"]["patients"] for point in points]
+    for method in points[0]["scores"]:
+        found = [point["scores"][method] for point in points if method in point["scores"]]
+        means = [s["volume_dice"] for s in found]
+        ends = [[mean - s["volume_dice_ci95"][0] for mean, s in zip(means, found, strict=True)]]
+        ends.append([s["volume_dice_ci95"][1] - mean for mean, s in zip(means, found, strict=True)])
+        axis.errorbar(counts[: len(means)], means, ends, marker="o", capsize=3, color=COLOURS.get(method, "black"), label=method)
+    if SHIPPED.exists():
+        shipped = json.loads(SHIPPED.read_text())["summary"]["volume_dice"]
+        axis.axhline(shipped, color="#6e7781", linestyle=":", label="student that ships")
+    axis.set(xlabel="patients tagged", ylabel="volume Dice, lgg test", ylim=(0, 0.8))
+    axis.legend(loc="lower right", frameon=False)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _active_part(simulation: dict[str, Any] | None, figures: Path) -> list[str]:
+    if simulation is None:
+        return ["Not run yet: `make benchmark-active`."]
+    settings, parts = simulation["settings"], simulation["seeds"]
+    draw_active(simulation, figures / "active_learning.png")
+    counts = tagged_counts(settings)
+    means = {name: _mean_curve(parts, name) for name in ORDERS}
+    lines = [
+        "A simulation of the classifier stage alone, on tags: it says which patients are worth a tag, not how good masks become. "
+        f"{settings['pool']} `lgg` train patients at {settings['size']} pixels, {settings['start']} of them tagged at first, "
+        f"{settings['per_round']} more a round; {settings['first_steps']} steps of {settings['batch_size']} slices at first and "
+        f"{settings['steps']} a round, from the same weights for both orders; {len(parts)} repetitions. Tag AUC on the slices of the "
+        f"{settings['judged']} validation patients, which are never offered: mean, and lowest to highest of the repetitions.",
+        "",
+        "| patients tagged | by doubt (`uncertain`) | at random | difference, and in how many repetitions doubt is ahead |",
+        "|---|---|---|---|",
+    ]
+    for index, count in enumerate(counts):
+        both = {name: [part["curves"][name][index] for part in parts] for name in ORDERS}
+        gaps = [u - r for u, r in zip(both["uncertain"], both["random"], strict=True)]
+        cells = [f"{means[name][index]:.3f} ({min(both[name]):.3f} to {max(both[name]):.3f})" for name in ORDERS]
+        ahead = f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}" if index else ""
+        lines.append(f"| {count} | {cells[0]} | {cells[1]} | {sum(gaps) / len(gaps):+.3f} {ahead} |")
+    lines += ["", _verdict(counts, means), "", "![Active learning](figures/active_learning.png)"]
+    return lines
+
+
+def tagged_counts(settings: dict[str, Any]) -> list[int]:
+    """Patients tagged at each look."""
+    return [settings["start"] + number * settings["per_round"] for number in range(settings["rounds"] + 1)]
+
+
+def _mean_curve(parts: Sequence[dict[str, Any]], name: str) -> list[float]:
+    columns = zip(*(part["curves"][name] for part in parts), strict=True)
+    return [sum(column) / len(column) for column in columns]
+
+
+def _verdict(counts: Sequence[int], means: dict[str, list[float]]) -> str:
+    """How many patients each order needs for what the other one ends with, whichever ends higher."""
+    level = min(max(means[name]) for name in ORDERS)
+    needed = {name: next(count for count, mean in zip(counts, means[name], strict=True) if mean >= level) for name in ORDERS}
+    return (
+        f"For the highest mean AUC that both orders reach, {level:.3f}: {needed['uncertain']} patients by doubt, {needed['random']} "
+        "at random. With so few repetitions, differences smaller than the spread between them say nothing."
+    )
+
+
+def draw_active(simulation: dict[str, Any], path: Path) -> None:
+    """Held-out tag AUC against the number of tagged patients; thin lines are repetitions."""
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    counts = tagged_counts(simulation["settings"])
+    for name, colour in ORDERS.items():
+        for part in simulation["seeds"]:
+            axis.plot(counts, part["curves"][name], color=colour, alpha=0.3, linewidth=0.8)
+        axis.plot(counts, _mean_curve(simulation["seeds"], name), color=colour, marker="o", label=name)
+    axis.set(xlabel="patients tagged", ylabel="tag AUC, validation patients")
+    axis.legend(loc="lower right", frameon=False)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,203 @@
+"""The whole loop over REST, from no model to masks: `python -m benchmarks.loop --data <folder> --scorer <score_rest.py>`.
+
+For each share of the tagged patients an empty app is started on copies of the `lgg` train volumes, the patients are tagged as the tagging
+page does it, a model is trained from scratch through `POST /train/weak_label`, and the masks of the test patients are scored from outside.
+Patients of a smaller share are among those of a larger one. An interrupted benchmark goes on where it stopped: a training is resumed, and
+what is scored stays; `--fresh` starts over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from app_cdm.data.tags import TagTable, read_tags
+from app_cdm.pipeline import CDMPipeline
+from benchmarks.learning_curve import ROOT, write_document
+from demo.server import LabelServer, find_free_port
+
+USER = "benchmark"
+POLL_S = 2.0
+TIMEOUT_S = 60
+OK = 200
+IDLE_LOOKS = 5  # a training that was just asked for may not be listed yet
+
+
+class LoopError(RuntimeError):
+    """The server refused something, or a training failed; the message says what it said."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training of the curve.
+
+    Attributes:
+        share: of the tagged patients.
+        patients: how many that are.
+        minutes: budget.
+        seed: of the choice of patients, and of the training.
+    """
+
+    share: float
+    patients: int
+    minutes: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.patients}_patients_{self.minutes:g}_min_seed_{self.seed}"
+
+
+def main() -> int:
+    """Trains and scores what is not there yet, and writes the document."""
+    options = _parser().parse_args()
+    if options.fresh:
+        shutil.rmtree(options.run, ignore_errors=True)
+    options.run.mkdir(parents=True, exist_ok=True)
+    tags = read_tags(options.data / "lgg" / "slices.csv", {options.class_name: "has_lesion"}, "train")
+    patients = sorted(tags.tags)
+    random.Random(options.seed).shuffle(patients)
+    patients = patients[: options.patients]
+    for share in sorted(options.fractions):
+        chosen = patients[: max(1, round(share * len(patients)))]
+        plan = Plan(share, len(chosen), options.minutes, options.seed)
+        folder = options.run / plan.name
+        if not (folder / "result.json").exists():
+            print(f"== {plan.name}", flush=True)
+            run_once(options, plan, tags.subset(chosen), tags, folder)
+    write_document(options.run, options.active_run, options.output, options.figures)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/")
+    parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
+    parser.add_argument("--minutes", type=float, default=60.0, help="budget of each training (default: %(default)s)")
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="shares of the tagged patients (default: .25 .5 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of patients and of the trainings")
+    parser.add_argument("--methods", nargs="+", default=["student", "cldf"], help="infer tasks to score (default: student cldf)")
+    parser.add_argument("--class-name", default="tumor", help="name of the class that `has_lesion` tags")
+    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--patients", type=int, help="only so many of the train patients, to try it out")
+    parser.add_argument("--limit", type=int, help="only so many of the test patients, to try it out")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "loop", help="folder for copies, models and results as JSON")
+    parser.add_argument("--active-run", type=Path, default=ROOT / "runs" / "active", help="folder of benchmarks.active")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "learning-curve.md", help="document to write")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures", help="folder of the figures")
+    parser.add_argument("--fresh", action="store_true", help="do everything again")
+    return parser
+
+
+def run_once(options: argparse.Namespace, plan: Plan, tags: TagTable, everything: TagTable, folder: Path) -> None:
+    """One point of the curve: copies, tags, training, scores."""
+    copies = folder / "studies"
+    copies.mkdir(parents=True, exist_ok=True)
+    (folder / "models").mkdir(exist_ok=True)
+    for patient in everything.tags:
+        target = copies / f"{patient}.nii.gz"
+        if not target.exists():
+            shutil.copyfile(options.data / "lgg" / "images" / f"{patient}_flair.nii.gz", target.with_suffix(".part"))
+            os.replace(target.with_suffix(".part"), target)
+    extra = ("--model-dir", str(folder / "models"), "--classes", options.class_name, "--device", options.device)
+    with LabelServer(copies, find_free_port(), folder / "server.log", folder / "cache", extra) as server:
+        trained = folder / "trained.json"
+        if not trained.exists():
+            tag_as_the_page_does(server.url, tags)
+            _write(trained, train_over_rest(server.url, plan, options.device))
+        scores = {method: score(options, server.url, method, folder) for method in options.methods}
+    record = dict(CDMPipeline.from_pretrained(model_in_service(folder / "models")).config.training)
+    result = {"plan": asdict(plan), "training": json.loads(trained.read_text()), "scores": scores}
+    result["record"] = {key: record[key] for key in ("num_images", "num_slices", "num_present_slices", "steps", "held_out", "machine")}
+    _write(folder / "result.json", result)
+
+
+def tag_as_the_page_does(url: str, tags: TagTable) -> None:
+    """One `PUT /tags/<image>` an image, with slice ranges."""
+    for image, by_class in tags.tags.items():
+        body = {"tags": {name: value if value in (True, False, None) else list(value) for name, value in by_class.items()}, "user": USER}
+        _checked(requests.put(f"{url}/tags/{image}", json=body, timeout=TIMEOUT_S))
+
+
+def train_over_rest(url: str, plan: Plan, device: str) -> dict[str, Any]:
+    """Trains from scratch, or goes on with what was interrupted, and returns how it ended.
+
+    Raises:
+        LoopError: the training failed, or its process ended without a result.
+    """
+    began, told, idle = time.monotonic(), "", 0
+    if train_stats(url).get("state") != "published":  # else it had ended just before this benchmark was interrupted
+        wanted = {"stages": "all", "start": "scratch", "minutes": plan.minutes, "seed": plan.seed, "device": device}
+        _checked(requests.post(f"{url}/train/weak_label", json=wanted, timeout=TIMEOUT_S))
+    while idle < IDLE_LOOKS:
+        time.sleep(POLL_S)
+        stats = train_stats(url)
+        is_running = requests.get(f"{url}/train/", params={"check_if_running": True}, timeout=TIMEOUT_S).status_code == OK
+        idle = 0 if is_running else idle + 1
+        line = f"{stats.get('epoch', 0):3d} % {stats.get('message', '')}"
+        if line[:3] != told[:3]:
+            told = line
+            print(line, flush=True)
+    if stats.get("state") != "published":
+        raise LoopError(f"training ended as {stats.get('state')!r}: {stats.get('message', 'see server.log')}")
+    return {"wall_s": round(time.monotonic() - began, 1), **{key: stats[key] for key in ("state", "message", "version", "held_out")}}
+
+
+def train_stats(url: str) -> dict[str, Any]:
+    """What the server says of its last training."""
+    stats: dict[str, Any] = _checked(requests.get(f"{url}/info/", timeout=TIMEOUT_S)).json()["train_stats"]["weak_label"]
+    return stats
+
+
+def score(options: argparse.Namespace, url: str, method: str, folder: Path) -> dict[str, Any]:
+    """Summary of the scorer for one task; kept in the folder.
+
+    Raises:
+        LoopError: the scorer counted errors or wrong geometry.
+    """
+    result = folder / f"rest_{method}.json"
+    if not result.exists():
+        temporary = result.with_suffix(".part")
+        command = [sys.executable, str(options.scorer), "--server", url, "--model", method, "--dataset", str(options.data / "lgg")]
+        command += ["--split", "test", "--out", str(temporary)] + (["--limit", str(options.limit)] if options.limit else [])
+        if subprocess.run(command, check=False).returncode:
+            raise LoopError(f"{method}: the scorer counted errors or wrong geometry; see above and {temporary}")
+        os.replace(temporary, result)
+    summary: dict[str, Any] = json.loads(result.read_text())["summary"]
+    return summary
+
+
+def model_in_service(models: Path) -> Path:
+    """Folder of the one model that was trained."""
+    (current,) = (models / ".versions").glob("*/current")
+    return current.parent / current.read_text().strip()
+
+
+def _checked(reply: requests.Response) -> requests.Response:
+    if not reply.ok:
+        raise LoopError(f"{reply.request.method} {reply.url}: {reply.status_code} {reply.text[:500]}")
+    return reply
+
+
+def _write(path: Path, value: object) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
