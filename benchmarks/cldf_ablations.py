@@ -21,7 +21,7 @@ from app_cdm.cldf.decode import decoder_maps
 from app_cdm.cldf.features import FeatureSettings
 from app_cdm.cldf.seeds import SeedSettings
 from app_cdm.cldf.settings import CLDFSettings
-from app_cdm.cldf.train import find_votes, train_decoder
+from app_cdm.cldf.train import DecoderTraining, find_votes
 from app_cdm.cldf.votes import inputs_of, seeds_of_class
 from app_cdm.data.dataset import TaggedSlices, load_tagged_slices
 from app_cdm.data.tags import read_tags
@@ -102,7 +102,9 @@ def _run(pipeline: CDMPipeline, model: SaliencyModel, name: str, options: argpar
     votes = find_votes(model, train_data, saliency, Stage(options.run / "votes_train", "train", 0, device))
     number = list(VARIANTS).index(name)
     stage = Stage(options.run / f"variant_{number:02d}", f"{name} {options.steps}", 0, device)
-    decoder = train_decoder(model, train_data, votes, saliency, settings, TrainSettings().network, stage)
+    training = DecoderTraining(model, train_data, votes, saliency, settings, TrainSettings().network, stage)
+    decoder = training.learn()
+    training.close()
     data = _load(pipeline, options.data, "val")
     index = torch.arange(len(data.slices))
     maps = torch.cat([decoder_maps(model, decoder, inputs_of(data, part, 0)) for part in index.split(16)]).numpy()

@@ -23,6 +23,7 @@ from app_cdm.evaluation import EvaluationReport
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
 from benchmarks.cost import cost_table
+from benchmarks.walk_agreement import agreement_table
 from demo.server import LabelServer, find_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "benchmark", help="folder for results as JSON")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmark.md", help="document to write")
     parser.add_argument("--ablations", type=Path, default=ROOT / "runs" / "cldf_ablations", help="folder of benchmarks.cldf_ablations")
+    parser.add_argument("--walk", type=Path, default=ROOT / "runs" / "walk_agreement", help="folder of benchmarks.walk_agreement")
     parser.add_argument("--fresh", action="store_true", help="score everything again")
     parser.add_argument("--only", nargs="+", choices=[row.key for row in (*ROWS, *EXTERNAL)], help="rows to score now")
     options = parser.parse_args()
@@ -169,6 +171,7 @@ def document(options: argparse.Namespace) -> str:
         *cost_table(pipeline),
         "",
         *_ablations(options.ablations),
+        *_walk(options.walk),
         "## Best, median, worst",
         "",
         "Volumes of `lgg` test ordered by the Dice of the most accurate method, with every volume below 0.1; FLAIR of TCGA-LGG, CC BY 3.0, "
@@ -206,6 +209,22 @@ def _ablations(folder: Path) -> list[str]:
         "| variant | tag AUC of the map | slice Dice, tags given | foreground seeds: precision | recall | background seeds: precision |",
         "|---|---|---|---|---|---|",
         *(ablation_line(result) for result in results),
+        "",
+    ]
+
+
+def _walk(folder: Path) -> list[str]:
+    """The table of `benchmarks.walk_agreement`; nothing where it has not been run."""
+    path = folder / "agreement.json"
+    if not path.exists():
+        return []
+    return [
+        "## What the walk adds",
+        "",
+        "Dice between the masks of two methods after the random walk, on the slices of the validation patients tagged positive; no "
+        "reference mask is read. Where methods that err differently agree more after the walk, it has found a border that is there.",
+        "",
+        *agreement_table(json.loads(path.read_text())),
         "",
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app_cdm.config import PreprocessSettings
-from app_cdm.networks.student import StudentNetwork
+from app_cdm.networks.student import HEAD_CHANNELS, NORM_GROUPS, StudentNetwork
 
 BATCH_SLICES = 16
 
@@ -27,7 +27,14 @@ def inference_config(student: StudentNetwork, preprocess: PreprocessSettings, th
         "ckpt_path": "$@bundle_root + '/models/model.safetensors'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "threshold": threshold,
-        "network_def": network_definition(student),
+        "network_body": _network_body(student),
+        "network_head": {
+            "_target_": "torch.nn.Conv2d",
+            "in_channels": HEAD_CHANNELS,
+            "out_channels": student.config.num_classes,
+            "kernel_size": 1,
+        },
+        "network_def": "$torch.nn.Sequential(@network_body, torch.nn.SiLU(), @network_head)",
         "network": "$@network_def.to(@device)",
         "preprocessing": _preprocessing(preprocess),
         "datalist": {"_target_": "cdm_student.find_images", "folder": "@dataset_dir", "pattern": "@image_pattern"},
@@ -63,18 +70,18 @@ def _execution() -> dict[str, Any]:
     }
 
 
-def network_definition(student: StudentNetwork) -> dict[str, Any]:
+def _network_body(student: StudentNetwork) -> dict[str, Any]:
     """MONAI's `UNet` with the arguments that `StudentNetwork` gives it."""
     channels = list(student.config.channels)
     return {
         "_target_": "UNet",
         "spatial_dims": 2,
         "in_channels": 2 * student.config.num_neighbours + 1,
-        "out_channels": student.config.num_classes,
+        "out_channels": HEAD_CHANNELS,
         "channels": channels,
         "strides": [2] * (len(channels) - 1),
         "num_res_units": student.config.num_res_units,
-        "norm": "BATCH",
+        "norm": ["GROUP", {"num_groups": NORM_GROUPS}],
         "act": ["SWISH", {}],
         "dropout": student.config.dropout,
     }

@@ -19,23 +19,16 @@ from app_cdm.data.dataset import TaggedSlices
 from app_cdm.data.tags import ABSENT, PRESENT
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.presets import NetworkSettings, build_condition_embedding, build_unet
+from app_cdm.networks.student import StudentNetwork
 from app_cdm.saliency.base import SaliencyModel
 from app_cdm.training.checkpoint import load_checkpoint, save_checkpoint
 from app_cdm.training.loop import TrainingLoop
 from app_cdm.training.stage import Stage
-from app_cdm.training.teacher import decoder_probabilities, saliency_probabilities, teach
+from app_cdm.training.teacher import decoder_probabilities, saliency_probabilities, student_probabilities, teach
 
 
-def train_decoder(
-    model: SaliencyModel,
-    data: TaggedSlices,
-    votes: Sequence[Votes],
-    saliency: SaliencySettings,
-    settings: CLDFSettings,
-    network: NetworkSettings,
-    stage: Stage,
-) -> PixelDecoder:
-    """Trains the pixel decoder of a frozen diffusion model; no pixel label is read.
+class DecoderTraining:
+    """Rounds of the pixel decoder of a frozen diffusion model, on features that are computed once; no pixel label is read.
 
     Args:
         model: the networks of the diffusion model.
@@ -46,36 +39,72 @@ def train_decoder(
         network: sizes of the U-Net, for the control with random features.
         stage: where and how to run.
 
-    Returns:
-        The decoder with its prototypes and thresholds.
-
     Raises:
-        ValueError: a class has no seed of either kind.
         OSError: the disk is too full for the features.
     """
-    torch.manual_seed(stage.seed)
-    source = _untrained(model, network) if settings.random_features else model
-    caches = [FeatureCache(stage.folder / f"features_{c}", settings.max_cache_gib) for c in range(len(data.class_names))]
-    seeds = [seeds_of_class(data, class_index, found, saliency, settings.seeds) for class_index, found in enumerate(votes)]
-    slices = [_slices_of_class(data, class_index, found, settings, stage.seed) for class_index, found in enumerate(votes)]
-    features = []
-    for class_index, (name, cache, index) in enumerate(zip(data.class_names, caches, slices, strict=True)):
-        with tqdm(total=len(index), desc=f"features {name}", disable=not stage.progress, mininterval=5) as bar:
-            features.append(cache.fill(source, inputs_of(data, index, class_index), settings.features, _advance(bar)))
-    decoder: PixelDecoder | None = None
-    for number in range(settings.num_rounds):
-        if decoder is not None:
-            seeds = [_agreed_seeds(source, decoder, data, c, found, saliency, settings) for c, found in enumerate(votes)]
+
+    def __init__(
+        self,
+        model: SaliencyModel,
+        data: TaggedSlices,
+        votes: Sequence[Votes],
+        saliency: SaliencySettings,
+        settings: CLDFSettings,
+        network: NetworkSettings,
+        stage: Stage,
+    ) -> None:
+        self._data, self._votes, self._saliency, self._settings, self._stage = data, votes, saliency, settings, stage
+        torch.manual_seed(stage.seed)
+        self._model = _untrained(model, network) if settings.random_features else model
+        self._caches = [FeatureCache(stage.folder / f"features_{c}", settings.max_cache_gib) for c in range(len(data.class_names))]
+        self._slices = [_slices_of_class(data, c, found, settings, stage.seed) for c, found in enumerate(votes)]
+        self._features = []
+        for class_index, (name, cache, index) in enumerate(zip(data.class_names, self._caches, self._slices, strict=True)):
+            with tqdm(total=len(index), desc=f"features {name}", disable=not stage.progress, mininterval=5) as bar:
+                self._features.append(cache.fill(self._model, inputs_of(data, index, class_index), settings.features, _advance(bar)))
+        self._decoder: PixelDecoder | None = None
+        self._number = 0
+
+    def learn(self, student: StudentNetwork | None = None) -> PixelDecoder:
+        """One more round: a new decoder with its prototypes and thresholds.
+
+        The seeds of the first round are the pixels that classifier and diffusion maps agree on; those of every later one are what the
+        diffusion map, the decoder of the round before and a student, if there is one, are sure of together.
+
+        Raises:
+            ValueError: a class has no seed of either kind.
+        """
+        seeds = [self._seeds(class_index, found, student) for class_index, found in enumerate(self._votes)]
         seeded = [
-            SeededFeatures(blocks, _at_features(own, index, blocks)) for blocks, own, index in zip(features, seeds, slices, strict=True)
+            SeededFeatures(blocks, _at_features(own, index, blocks))
+            for blocks, own, index in zip(self._features, seeds, self._slices, strict=True)
         ]
-        _check_seeds(seeded, data.class_names)
-        decoder = _train_round(seeded, data.class_names, settings, stage, number)
-    assert decoder is not None  # num_rounds is at least one
-    del seeded, features  # the maps into memory end before their files
-    for cache in caches:
-        cache.remove()
-    return decoder
+        _check_seeds(seeded, self._data.class_names)
+        self._decoder = _train_round(seeded, self._data.class_names, self._settings, self._stage, self._number)
+        self._number += 1
+        return self._decoder
+
+    def close(self) -> None:
+        """Deletes the features."""
+        self._features.clear()  # the maps into memory end before their files
+        for cache in self._caches:
+            cache.remove()
+
+    def _seeds(self, class_index: int, votes: Votes, student: StudentNetwork | None) -> torch.Tensor:
+        """`(M, H, W)` int8 seeds of the positive slices of a class."""
+        data, settings = self._data, self._settings
+        if self._decoder is None:
+            return seeds_of_class(data, class_index, votes, self._saliency, settings.seeds)
+        opinions = [
+            saliency_probabilities(data, votes, self._saliency, settings.seeds.slice_smoothing),
+            decoder_probabilities(self._model, self._decoder, data, votes.index, class_index),
+            *([] if student is None else [student_probabilities(student, data, votes.index, class_index)]),
+        ]
+        taught = teach(data, votes.index, opinions)
+        seeds = torch.full(taught.shape, IGNORED, dtype=torch.int8)
+        seeds[taught >= 0.5 + settings.ignored_band] = FOREGROUND
+        seeds[taught <= 0.5 - settings.ignored_band] = BACKGROUND
+        return seeds
 
 
 def _train_round(
@@ -103,24 +132,6 @@ def _check_seeds(seeded: Sequence[SeededFeatures], class_names: Sequence[str]) -
     for name, own in zip(class_names, seeded, strict=True):
         if not (own.seeds == FOREGROUND).any() or not (own.seeds == BACKGROUND).any():
             raise ValueError(f"class {name!r}: the maps agree on no pixel; tag more slices, or loosen SeedSettings")
-
-
-def _agreed_seeds(
-    model: SaliencyModel,
-    decoder: PixelDecoder,
-    data: TaggedSlices,
-    class_index: int,
-    votes: Votes,
-    saliency: SaliencySettings,
-    settings: CLDFSettings,
-) -> torch.Tensor:
-    """`(M, H, W)` seeds of the positive slices where diffusion map and decoder agree."""
-    by_diffusion = saliency_probabilities(data, votes, saliency, settings.seeds.slice_smoothing)
-    taught = teach(data, votes.index, [by_diffusion, decoder_probabilities(model, decoder, data, votes.index, class_index)])
-    seeds = torch.full(taught.shape, IGNORED, dtype=torch.int8)
-    seeds[taught >= 0.5 + settings.ignored_band] = FOREGROUND
-    seeds[taught <= 0.5 - settings.ignored_band] = BACKGROUND
-    return seeds
 
 
 def _slices_of_class(data: TaggedSlices, class_index: int, votes: Votes, settings: CLDFSettings, seed: int) -> torch.Tensor:

@@ -10,14 +10,20 @@ from diffusers.configuration_utils import register_to_config
 from monai.networks.nets.unet import UNet
 from torch import nn
 
+HEAD_CHANNELS = 16
+NORM_GROUPS = 8
+
 
 class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """log-odds of each class in each pixel, from a slice and its neighbours.
 
+    MONAI's `UNet` ends in as many channels as it is told, its last stage at full resolution included; it is told `HEAD_CHANNELS`, and a 1x1
+    convolution follows. Its norm is GroupNorm: averaged weights (EMA) do not fit the running statistics of a BatchNorm.
+
     Args:
         num_classes: number of classes C, not exclusive.
         num_neighbours: slices seen on either side along the slicing axis.
-        channels: of the U-Net's levels, each half the resolution of the one before.
+        channels: of the U-Net's levels, each half the resolution of the one before; multiples of `NORM_GROUPS`.
         num_res_units: residual units a level.
         dropout: in training.
     """
@@ -32,17 +38,18 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.net: nn.Module = UNet(
+        body = UNet(
             spatial_dims=2,
             in_channels=2 * num_neighbours + 1,
-            out_channels=num_classes,
+            out_channels=HEAD_CHANNELS,
             channels=tuple(channels),
             strides=(2,) * (len(channels) - 1),
             num_res_units=num_res_units,
-            norm="BATCH",
+            norm=("GROUP", {"num_groups": NORM_GROUPS}),
             act=("SWISH", {}),
             dropout=dropout,
         )
+        self.net: nn.Module = nn.Sequential(body, nn.SiLU(), nn.Conv2d(HEAD_CHANNELS, num_classes, 1))
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` log-odds.

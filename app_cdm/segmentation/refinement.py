@@ -13,6 +13,7 @@ LEAST_WEIGHT = 1e-4  # of a step across the sharpest edge
 OWN_WEIGHT = 1e-7  # of a pixel's own probability, against every step
 TOLERANCE = 1e-8
 MAX_ITERATIONS = 20_000
+STIFFNESS = 300.0  # where opinions that share nothing but the walk agree most, see docs/benchmark.md
 
 
 def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +36,11 @@ def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np
 
 
 def random_walk(
-    probabilities: np.ndarray, slices: np.ndarray, sure_foreground: float = 0.75, sure_background: float = 0.25, stiffness: float = 30.0
+    probabilities: np.ndarray,
+    slices: np.ndarray,
+    sure_foreground: float = 0.75,
+    sure_background: float = 0.25,
+    stiffness: float = STIFFNESS,
 ) -> np.ndarray:
     """Probability that a random walk over the image reaches sure foreground before sure background (Grady 2006, equation 8).
 

@@ -36,7 +36,7 @@ class StudentSettings(Settings):
     dropout: float = ranged(0.1, 0.0, 0.9)
     optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(
-            num_steps=800, learning_rate=1e-3, num_warmup_steps=50, ema_decay=0.99, mixed_precision=False
+            num_steps=1000, learning_rate=1e-3, num_warmup_steps=50, ema_decay=0.99, mixed_precision=False
         )
     )
     augmentation: AugmentationSettings = STRONG

@@ -28,7 +28,6 @@ from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, Diffusio
 
 SHARES: dict[str, float] = {"classifier": 0.12, "diffusion": 0.48, "cldf": 0.1, "student": 0.3}
 LEAST_TRAINING = 0.4  # of the budget, whatever maps take
-PASSES_OF_FEATURES = 3  # cached once, then the decoder's maps for its second round and for the student
 WARM_UP_SHARE = 0.1  # of the steps of a stage, at most
 PROBED_SLICES = 8
 MAPPED_SLICES = 2
@@ -115,19 +114,27 @@ class Budget:
             num_mapped: slices that maps are made of.
         """
         total, has_later = 60 * minutes, bool(set(stages) & set(LATER_STAGES))
-        maps_s = num_mapped * (speeds.votes + PASSES_OF_FEATURES * speeds.features) if has_later else 0.0
+        passes = sum(settings.num_rounds(stages).values())  # cached once, then the decoder's maps before every other round
+        maps_s = num_mapped * (speeds.votes + passes * speeds.features) if has_later else 0.0
         seconds = _by_shares(max(total - maps_s, LEAST_TRAINING * total), stages)
         if "diffusion" in seconds:
-            capped = {stage: min(own, _wanted_s(stage, settings, speeds)) for stage, own in seconds.items() if stage != "diffusion"}
+            capped = {stage: min(own, _wanted_s(stage, stages, settings, speeds)) for stage, own in seconds.items() if stage != "diffusion"}
             left = sum(seconds.values()) - sum(capped.values())
             seconds = {stage: capped.get(stage, left) for stage in stages}
         return cls(seconds, maps_s)
 
-    def done(self, stage: str, share: float) -> float:
-        """Share of the whole training that is behind when a stage has done a share of its own."""
-        names = list(self.seconds)
-        before = sum(self.seconds[name] for name in names[: names.index(stage)]) + (self.maps_s if stage in LATER_STAGES else 0.0)
-        return (before + min(1.0, share) * self.seconds[stage]) / (sum(self.seconds.values()) + self.maps_s)
+    def done(self, shares: Mapping[str, float]) -> float:
+        """Share of the whole training that is behind.
+
+        Args:
+            shares: stage -> share of its own that is behind, of those that have begun. The first stages end before the next begins;
+                decoder and student take turns.
+        """
+        begun = [stage for stage in self.seconds if stage in shares]
+        is_later = bool(set(begun) & set(LATER_STAGES))
+        over = {stage for stage in begun if stage in FIRST_STAGES and (is_later or stage != begun[-1])}
+        behind = sum(self.seconds[stage] * (1.0 if stage in over else min(1.0, shares[stage])) for stage in begun)
+        return (behind + (self.maps_s if is_later else 0.0)) / (sum(self.seconds.values()) + self.maps_s)
 
 
 def warmed_up_in_time(settings: TrainSettings, budget: Budget, speeds: Speeds) -> TrainSettings:
@@ -199,9 +206,10 @@ def _by_shares(seconds: float, stages: Sequence[str]) -> dict[str, float]:
     return {stage: seconds * SHARES[stage] / total for stage in stages}
 
 
-def _wanted_s(stage: str, settings: TrainSettings, speeds: Speeds) -> float:
+def _wanted_s(stage: str, stages: Sequence[str], settings: TrainSettings, speeds: Speeds) -> float:
     """What the default steps of a stage take; a step of the decoder, which reads cached features, about half a student's."""
     if stage == "classifier":
         return settings.classifier.num_steps * speeds.classifier
     own = settings.student if stage == "student" else settings.cldf
-    return own.num_rounds * own.optimizer.num_steps * speeds.student * (1.0 if stage == "student" else 0.5)
+    num_steps = settings.num_rounds(stages)[stage] * own.optimizer.num_steps
+    return num_steps * speeds.student * (1.0 if stage == "student" else 0.5)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from app_cdm.cldf.train import find_votes, train_decoder
+from app_cdm.cldf.train import DecoderTraining, find_votes
 from app_cdm.data.dataset import TaggedSlices
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyModel
-from app_cdm.student.train import train_student
+from app_cdm.student.train import StudentTraining
 from app_cdm.training.loop import Watch
 from app_cdm.training.record import stage_id
 from app_cdm.training.stage import RunPlan, Stage
@@ -15,8 +15,12 @@ from app_cdm.training.stage import RunPlan, Stage
 def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan) -> CDMPipeline:
     """Trains a pixel decoder, a student or both on a frozen diffusion model.
 
+    Where both are trained, they teach each other: after each of its rounds the student is heard when the decoder's seeds are chosen, and
+    the new decoder when the next student's targets are made. Their inputs differ, and so do their errors (co-training, Blum and
+    Mitchell 1998).
+
     The maps are made by all processes of the team. Decoder and student are trained by the main one: they take little of the time, and need
-    their whole batch (pairs of pixels, batch statistics), so their result is that of one process.
+    their whole batch (pairs of pixels, Dice over it), so their result is that of one process.
 
     Each stage keeps its files in a folder named after all that it depends on, so other weights, tags or settings never meet them.
 
@@ -47,17 +51,22 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
     votes = find_votes(model, data, saliency, stage("votes"))
     if not plan.team.is_main:
         return pipeline
-    decoder = pipeline.pixel_decoder
+    decoder, student = pipeline.pixel_decoder, pipeline.student if "cldf" not in plan.stages else None
+    decoders: DecoderTraining | None = None
     if "cldf" in plan.stages:
-        decoder = train_decoder(
-            model, data, votes, saliency, settings.cldf, settings.network, stage("cldf", settings.cldf.to_dict(), settings.seed)
-        )
+        own = stage("cldf", settings.cldf.to_dict(), settings.student.to_dict() if "student" in plan.stages else None, settings.seed)
+        decoders = DecoderTraining(model, data, votes, saliency, settings.cldf, settings.network, own)
+        for _ in range(settings.cldf.num_rounds):
+            decoder = decoders.learn()
     if decoder is None:
         raise ValueError("the student learns from a pixel decoder, and the model has none: run the stage cldf too")
-    student = pipeline.student if "cldf" not in plan.stages else None
     if "student" in plan.stages:
         decoder_id = base.with_networks(pixel_decoder=decoder).model_version
-        student = train_student(
-            model, decoder, data, votes, saliency, settings.student, stage("student", decoder_id, settings.student.to_dict(), settings.seed)
-        )
+        own = stage("student", decoder_id, settings.cldf.to_dict() if decoders else None, settings.student.to_dict(), settings.seed)
+        students = StudentTraining(model, data, votes, saliency, settings.student, own)
+        for _ in range(settings.student.num_rounds):
+            student = students.learn(decoder)
+            decoder = decoders.learn(student) if decoders else decoder
+    if decoders:
+        decoders.close()
     return pipeline.with_networks(pixel_decoder=decoder, student=student)

@@ -163,11 +163,13 @@ def _watches(
     settings: RetrainSettings, train_settings: TrainSettings, budget: Budget, monitor: Monitor, report: Report
 ) -> dict[str, Watch]:
     """Watch of every stage: its budget, in equal parts where a stage has rounds."""
-    rounds = {"cldf": train_settings.cldf.num_rounds, "student": train_settings.student.num_rounds}
+    rounds = train_settings.num_rounds(settings.stages)
+    shares = dict[str, float]()
 
     def told(progress: Progress) -> None:
         stage, _, number = progress.name.partition("_")
-        report(progress, budget.done(stage, (int(number or 0) + progress.share) / rounds.get(stage, 1)))
+        shares[stage] = (int(number or 0) + progress.share) / rounds.get(stage, 1)
+        report(progress, budget.done(shares))
 
     watches = {}
     for stage in settings.stages:

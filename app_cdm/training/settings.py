@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from app_cdm.cldf.settings import CLDFSettings
@@ -55,6 +56,15 @@ class TrainSettings(Settings):
     bag_sharpness: float = ranged(4.0, 0.1, 100.0)
     seed: int = ranged(0, 0, 2**31 - 1)
     num_threads: int = ranged(0, 0, 1024)
+
+    def num_rounds(self, stages: Collection[str]) -> dict[str, int]:
+        """Rounds of the decoder and of the student; where both are trained the decoder has one more for each of the student's.
+
+        Args:
+            stages: what is trained.
+        """
+        together = self.student.num_rounds if "student" in stages else 0
+        return {"cldf": self.cldf.num_rounds + together, "student": self.student.num_rounds}
 
     def check(self) -> None:
         if self.preprocess.image_size != self.network.image_size:

@@ -16,7 +16,7 @@ from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork, with_neighbours
 from app_cdm.saliency.base import FOREGROUND, SaliencyModel
 from app_cdm.segmentation.mask import LEAST_PEAK, raise_peaks
-from app_cdm.segmentation.refinement import random_walk
+from app_cdm.segmentation.refinement import STIFFNESS, random_walk
 
 Progress = Callable[[int], None]
 
@@ -63,7 +63,13 @@ def student_probabilities(student: StudentNetwork, data: TaggedSlices, index: to
     return torch.cat(found)
 
 
-def teach(data: TaggedSlices, index: torch.Tensor, opinions: list[torch.Tensor], progress: Progress | None = None) -> torch.Tensor:
+def teach(
+    data: TaggedSlices,
+    index: torch.Tensor,
+    opinions: list[torch.Tensor],
+    progress: Progress | None = None,
+    stiffness: float = STIFFNESS,
+) -> torch.Tensor:
     """The mean of several opinions, with boundaries that follow the image.
 
     Every slice is tagged positive, so every opinion is raised to a peak on it (`raise_peaks`): a student that is unsure whether there is
@@ -75,12 +81,17 @@ def teach(data: TaggedSlices, index: torch.Tensor, opinions: list[torch.Tensor],
         index: `(M,)` the positive slices of one class.
         opinions: `(M, H, W)` probabilities each.
         progress: called with the number of slices done.
+        stiffness: see `random_walk`.
 
     Returns:
         `(M, H, W)` float32 probabilities.
     """
     mean = torch.stack([torch.from_numpy(raise_peaks(opinion.numpy(), LEAST_PEAK)) for opinion in opinions]).mean(dim=0)
-    return _by_volume(data, index, lambda rows, slices: random_walk(mean[rows].numpy(), slices[:, 0].numpy()), progress)
+
+    def of_volume(rows: torch.Tensor, slices: torch.Tensor) -> np.ndarray:
+        return random_walk(mean[rows].numpy(), slices[:, 0].numpy(), stiffness=stiffness)
+
+    return _by_volume(data, index, of_volume, progress)
 
 
 def _by_volume(

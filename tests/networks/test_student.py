@@ -71,6 +71,10 @@ def test_batch_mates_change_nothing_but_in_training() -> None:
     assert not torch.equal(student(sample), student(sample)), "dropout"
 
 
+def test_averaged_weights_are_the_whole_network() -> None:
+    assert not list(tiny_student().buffers()), "a running statistic belongs to the last weights, not to their average"
+
+
 def test_folder(tmp_path: Path) -> None:
     student, sample = tiny_student(), torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     student.save_pretrained(tmp_path)

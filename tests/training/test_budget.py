@@ -42,7 +42,7 @@ def test_half_an_hour_on_a_slow_core_ends_with_a_student_and_gives_the_rest_to_t
 
 def test_later_stages_take_their_default_steps_and_no_more_from_a_long_training() -> None:
     budget = Budget.shared(300, ALL, TrainSettings(), SLOW, 560)
-    assert budget.seconds["student"] == pytest.approx(2 * 800 * SLOW.student)
+    assert budget.seconds["student"] == pytest.approx(2 * 1000 * SLOW.student)
     assert budget.seconds["classifier"] == pytest.approx(2500 * SLOW.classifier)
     assert budget.seconds["diffusion"] > 0.7 * 300 * 60
     on_fast = Budget.shared(30, ALL, TrainSettings(), FAST, 560)
@@ -57,11 +57,24 @@ def test_stages_of_one_kind_share_everything() -> None:
 
 def test_share_behind_rises_from_zero_to_one_over_stages_and_maps() -> None:
     budget = Budget.shared(30, ALL, TrainSettings(), SLOW, 560)
-    marks = [budget.done(stage, share) for stage in ALL for share in (0.0, 0.5, 1.0, 3.0)]
+    shares, marks = dict[str, float](), []
+    turns = [
+        ("classifier", 0.0),
+        ("classifier", 0.4),
+        ("diffusion", 0.0),
+        ("diffusion", 0.5),
+        ("diffusion", 3.0),
+        ("cldf", 0.0),
+        ("cldf", 0.5),
+    ]
+    turns += [("student", 0.0), ("student", 0.5), ("cldf", 0.75), ("student", 1.0), ("cldf", 1.0)]
+    for stage, share in turns:
+        shares[stage] = share
+        marks.append(budget.done(shares))
     assert marks == sorted(marks)
     assert marks[0] == 0.0
     assert marks[-1] == pytest.approx(1.0)
-    assert budget.done("cldf", 0.0) - budget.done("diffusion", 1.0) == pytest.approx(budget.maps_s / 1800)
+    assert marks[5] - marks[4] == pytest.approx(budget.maps_s / 1800)
 
 
 def test_warm_up_is_a_tenth_of_the_steps_at_most() -> None:

@@ -65,6 +65,16 @@ def test_features_are_removed_when_the_decoder_is_trained(run_folder: Path) -> N
     assert not list(run_folder.rglob("features_*"))
 
 
+def test_decoder_and_student_teach_each_other(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    rounds = settings().cldf.num_rounds + settings().student.num_rounds
+    assert len(list(run_folder.rglob("cldf_*.checkpoint.safetensors"))) == rounds
+    alone = train([folder], settings(), tmp_path, progress=False, initial_model=run_folder / "model", stages=("cldf",))
+    assert len(list(tmp_path.rglob("cldf_*.checkpoint.safetensors"))) == settings().cldf.num_rounds
+    together, by_itself = (CDMPipeline.from_pretrained(path).pixel_decoder for path in (run_folder / "model", alone))
+    assert together is not None and by_itself is not None
+    assert any(not torch.equal(tensor, by_itself.state_dict()[name]) for name, tensor in together.state_dict().items())
+
+
 def test_finished_stages_are_not_run_again(run_folder: Path, folder: TaggedFolder) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("votes_*.safetensors")}
     version = CDMPipeline.from_pretrained(run_folder / "model").model_version

@@ -108,7 +108,7 @@ def test_candidate_is_complete_and_judged_on_patients_it_has_not_seen(
     found, _, tags, _, told = candidate
     pipeline = CDMPipeline.from_pretrained(found.folder)
     assert pipeline.methods == ("student", "cldf", "cdm_saliency")
-    assert {"classifier", "diffusion", "cldf_0", "student_0"} == set(told)
+    assert {"classifier", "diffusion", "cldf_0", "cldf_1", "student_0"} == set(told)
     assert found.scores_in_use is None
     assert not found.is_worse
     assert set(found.scores) == {"gate/tumor", "map/tumor", "mean"}
