@@ -95,7 +95,7 @@ train: setup
 
 benchmark: setup
 	@$(RUN) -m benchmarks.cldf_ablations --data "$(DATA)"
-	@$(RUN) -m benchmarks.walk_agreement --data "$(DATA)"
+	@$(RUN) -m benchmarks.refinement_agreement --data "$(DATA)"
 	@$(RUN) -m benchmarks.qualitative --data "$(DATA)"
 	@$(RUN) -m benchmarks.methods --data "$(DATA)" --scorer "$(SCORER)"
 

@@ -27,7 +27,7 @@ SaliencyMode = Literal[
 ThresholdRule = Literal["otsu", "otsu_volume", "fixed"]
 GateRule = Literal["auto", "off"]
 Components = Literal["largest", "all"]
-Refinement = Literal["none", "random_walk"]
+Refinement = Literal["none", "random_walk", "appearance"]
 Sign = Literal["positive", "negative", "magnitude"]
 
 
@@ -207,7 +207,8 @@ class MaskSettings(Settings):
         threshold_rule: `otsu` per slice, `otsu_volume` once over the positive slices of a volume, or `fixed`.
         fixed_threshold: threshold on the map scaled to [0, 1], for `fixed`.
         least_peak: a positive slice whose map peaks lower is scaled up to it, because its mask must not be empty; 0 leaves maps alone.
-        refinement: `random_walk` moves the boundary to edges of the image; `none` leaves the map as it is.
+        refinement: `appearance` keeps what looks like the rest of the target and moves the boundary to edges of the image; `random_walk`
+            does the latter alone; `none` leaves the map as it is.
         components: keep the `largest` component of a slice or `all` of at least `min_component_px`.
         min_component_px: smallest component kept, in network-resolution pixels.
         slice_consistency: drop positive runs shorter than this many slices unless the whole volume has fewer (1 keeps all).

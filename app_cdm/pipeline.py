@@ -43,7 +43,7 @@ PROBABILITY_MASK = MaskSettings(
     threshold_rule="fixed",
     fixed_threshold=0.5,
     least_peak=LEAST_PEAK,
-    refinement="random_walk",
+    refinement="appearance",
     components="all",
     saliency_smoothing_mm=0.0,
 )
@@ -379,8 +379,7 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         maps = smooth_along_slices(maps, positive, geometry.slice_spacing_mm, settings.mask.saliency_smoothing_mm)
         maps[positive] = raise_peaks(maps[positive], settings.mask.least_peak)
         limits = thresholds(maps, images, positive, settings.mask)
-        if settings.mask.refinement == "random_walk":
-            maps, limits = refine(maps, limits, images)
+        maps, limits = refine(maps, limits, images, settings.mask.refinement)
         kept = keep_components(maps > limits[:, None, None], maps, settings.mask)
         return _ClassAnswer(scores, maps, masks_on_source_grid(maps, limits, kept, geometry))
 

@@ -38,7 +38,7 @@ configuration: read both before running a bundle from somebody you do not know.
 - No slice gate: the app asks a classifier which slices hold a class and leaves the others empty. Here every slice is segmented, so expect
   false positives on slices without the target.
 - No least peak: the app scales slices that the classifier lets through until they hold a mask.
-- No random walk to the edges of the image, and components smaller than {min_component} pixels of the network stay.
+- No refinement by the image, and components smaller than {min_component} pixels of the network stay.
 - Where classes overlap the more probable one wins in each voxel; in the app the one that the classifier scores higher in the volume.
 - NIfTI with one 3D volume alone. Where spacing and sform of a header disagree, MONAI's reader takes the qform, and the mask has that one.
 """

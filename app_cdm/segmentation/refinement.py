@@ -1,4 +1,4 @@
-"""Boundaries that follow the image: a random walk between what is sure and what is not."""
+"""Boundaries that follow the image: what looks like the target, then a random walk between what is sure and what is not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import cg
 
+from app_cdm.config import Refinement
 from app_cdm.saliency.base import FOREGROUND
+from app_cdm.segmentation.appearance import appearance_posterior
 
 STEP_LENGTHS = (2.0, 1.0, 1.0)  # a step to the next slice is farther than one to the next pixel
 LEAST_WEIGHT = 1e-4  # of a step across the sharpest edge
@@ -16,22 +18,33 @@ MAX_ITERATIONS = 20_000
 STIFFNESS = 300.0  # where opinions that share nothing but the walk agree most, see docs/benchmark.md
 
 
-def refine(maps: np.ndarray, limits: np.ndarray, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def follow_image(probabilities: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """`(S, H, W)` probabilities after `appearance_posterior` and `random_walk`; arguments as there."""
+    return random_walk(appearance_posterior(probabilities, slices), slices)
+
+
+def refine(
+    maps: np.ndarray, limits: np.ndarray, slices: np.ndarray, refinement: Refinement = "appearance"
+) -> tuple[np.ndarray, np.ndarray]:
     """Maps and thresholds whose boundary follows the image.
 
     Args:
         maps: `(S, H, W)` saliency in [0, 1].
         limits: `(S,)` thresholds; infinite where a slice is not positive.
         slices: `(S, H, W)` images in [-1, 1].
+        refinement: `appearance` is `follow_image`, `random_walk` its second part alone, `none` leaves everything as it is.
 
     Returns:
         `(S, H, W)` probabilities, and the threshold of one half where there was one above 0; other slices stay empty.
     """
+    if refinement == "none":
+        return maps, limits
+    boundary = follow_image if refinement == "appearance" else random_walk
     usable = np.isfinite(limits) & (limits > 0)
     refined = np.zeros_like(maps)
     if usable.any():
         probabilities = np.clip(maps[usable] / (2 * limits[usable][:, None, None]), 0.0, 1.0)
-        refined[usable] = random_walk(probabilities, slices[usable])
+        refined[usable] = boundary(probabilities, slices[usable])
     return refined, np.where(usable, 0.5, np.inf)
 
 

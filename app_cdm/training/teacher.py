@@ -16,9 +16,10 @@ from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork, with_neighbours
 from app_cdm.saliency.base import FOREGROUND, SaliencyModel
 from app_cdm.segmentation.mask import LEAST_PEAK, raise_peaks
-from app_cdm.segmentation.refinement import STIFFNESS, random_walk
+from app_cdm.segmentation.refinement import follow_image
 
 Progress = Callable[[int], None]
+Boundary = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def saliency_probabilities(data: TaggedSlices, votes: Votes, settings: SaliencySettings, slice_smoothing: float) -> torch.Tensor:
@@ -68,7 +69,7 @@ def teach(
     index: torch.Tensor,
     opinions: list[torch.Tensor],
     progress: Progress | None = None,
-    stiffness: float = STIFFNESS,
+    boundary: Boundary = follow_image,
 ) -> torch.Tensor:
     """The mean of several opinions, with boundaries that follow the image.
 
@@ -81,7 +82,7 @@ def teach(
         index: `(M,)` the positive slices of one class.
         opinions: `(M, H, W)` probabilities each.
         progress: called with the number of slices done.
-        stiffness: see `random_walk`.
+        boundary: what makes them follow it.
 
     Returns:
         `(M, H, W)` float32 probabilities.
@@ -89,7 +90,7 @@ def teach(
     mean = torch.stack([torch.from_numpy(raise_peaks(opinion.numpy(), LEAST_PEAK)) for opinion in opinions]).mean(dim=0)
 
     def of_volume(rows: torch.Tensor, slices: torch.Tensor) -> np.ndarray:
-        return random_walk(mean[rows].numpy(), slices[:, 0].numpy(), stiffness=stiffness)
+        return boundary(mean[rows].numpy(), slices[:, 0].numpy())
 
     return _by_volume(data, index, of_volume, progress)
 

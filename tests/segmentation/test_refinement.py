@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app_cdm.segmentation.refinement import random_walk, refine
+from app_cdm.config import Refinement
+from app_cdm.segmentation.refinement import follow_image, random_walk, refine
 
 SHAPE = (3, 18, 16)
 
@@ -200,15 +203,18 @@ def test_undecided_pixel_within_sure_foreground_is_foreground_whatever_its_inten
     assert (random_walk(probabilities, slices)[:, 8, 7] > 0.9).all()
 
 
-def test_refine_scales_maps_by_their_limits_and_leaves_other_slices_empty() -> None:
+@pytest.mark.parametrize(("refinement", "boundary"), [("random_walk", random_walk), ("appearance", follow_image)])
+def test_refine_scales_maps_by_their_limits_and_leaves_other_slices_empty(
+    refinement: Refinement, boundary: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> None:
     maps, slices = cone() * np.array([0.5, 1.0, 0.7], dtype=np.float32)[:, None, None], disc(4.0)
     limits = np.array([0.25, np.inf, 0.4])
     before = maps.copy()
-    refined, thresholds = refine(maps, limits, slices)
+    refined, thresholds = refine(maps, limits, slices, refinement)
     np.testing.assert_array_equal(thresholds, [0.5, np.inf, 0.5])
     assert not refined[1].any()
     scaled = np.stack([np.clip(maps[0] / 0.5, 0, 1), np.clip(maps[2] / 0.8, 0, 1)])
-    np.testing.assert_allclose(refined[[0, 2]], random_walk(scaled, slices[[0, 2]]), atol=1e-6)
+    np.testing.assert_allclose(refined[[0, 2]], boundary(scaled, slices[[0, 2]]), atol=1e-6)
     assert refined.dtype == maps.dtype
     np.testing.assert_array_equal(maps, before)
 

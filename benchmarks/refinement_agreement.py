@@ -1,8 +1,9 @@
-"""What chose the stiffness of the random walk: `python -m benchmarks.walk_agreement --data <folder>`.
+"""What chose the refinement of masks: `python -m benchmarks.refinement_agreement --data <folder>`.
 
 The maps of the diffusion model, the pixel decoder and the student err for different reasons. What a refinement adds to all three can
 be noise, and then they agree less, or the border that is there, and then they agree more. The Dice between each two of them after the
-walk, on the slices of the validation patients that are tagged positive, is therefore a criterion that reads tags alone.
+refinement, on the slices of the validation patients that are tagged positive, is therefore a criterion that reads tags alone. The mean
+size of the masks is printed beside it, because large masks agree more easily.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +24,19 @@ from app_cdm.data.tags import read_tags
 from app_cdm.metrics.overlap import dice
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyModel
+from app_cdm.segmentation.appearance import PRIOR_BLUR, PRIOR_WEIGHT, REACH, appearance_posterior
+from app_cdm.segmentation.refinement import random_walk
 from app_cdm.training.run import TaggedFolder
 from app_cdm.training.stage import Stage
-from app_cdm.training.teacher import decoder_probabilities, saliency_probabilities, student_probabilities, teach
+from app_cdm.training.teacher import Boundary, decoder_probabilities, saliency_probabilities, student_probabilities, teach
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model" / "cdm_lgg_flair"
 STIFFNESSES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+PRIOR_BLURS = tuple(pixels / 64 for pixels in (1.5, 2.0, 2.5, 3.0, 3.5))
+PRIOR_WEIGHTS = (0.3, 0.5, 1.0)
+REACHES = (4 / 64, 6 / 64)
+SIZE = "mean pixels"
 PAIRS = tuple(itertools.combinations(("diffusion", "decoder", "student"), 2))
 
 
@@ -35,7 +44,7 @@ def main() -> int:
     """Prints the table as Markdown and keeps it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "walk_agreement")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "refinement_agreement")
     options = parser.parse_args()
     result = _agreements(options.data / "lgg", options.run)
     (options.run / "agreement.json").write_text(json.dumps(result, indent=1))
@@ -44,7 +53,7 @@ def main() -> int:
 
 
 def _agreements(dataset: Path, run: Path) -> dict[str, dict[str, float]]:
-    """Stiffness -> pair of opinions -> mean Dice of their masks over slices."""
+    """Refinement -> pair of opinions -> mean Dice of their masks over slices; and the mean size of a mask in pixels."""
     pipeline = CDMPipeline.from_pretrained(MODEL)
     if pipeline.pixel_decoder is None or pipeline.student is None:
         raise SystemExit(f"{MODEL.name} has no decoder or no student: train the stages cldf and student")
@@ -62,10 +71,29 @@ def _agreements(dataset: Path, run: Path) -> dict[str, dict[str, float]]:
         "student": student_probabilities(pipeline.student, data, votes.index, 0),
     }
     found = {}
-    for stiffness in STIFFNESSES:
-        masks = {name: teach(data, votes.index, [own], stiffness=stiffness).numpy() > 0.5 for name, own in opinions.items()}
-        found[f"{stiffness:g}"] = {f"{one}-{other}": _mean_dice(masks[one], masks[other]) for one, other in PAIRS}
+    for name, boundary in _boundaries():
+        masks = {opinion: teach(data, votes.index, [own], boundary=boundary).numpy() > 0.5 for opinion, own in opinions.items()}
+        agreed = {f"{one}-{other}": _mean_dice(masks[one], masks[other]) for one, other in PAIRS}
+        found[name] = agreed | {SIZE: float(np.mean([mask.sum((1, 2)).mean() for mask in masks.values()]))}
     return found
+
+
+def _boundaries() -> Iterator[tuple[str, Boundary]]:
+    """Name and function of every refinement that is compared; the one in use is marked."""
+    yield "none", lambda probabilities, slices: probabilities
+    for stiffness in STIFFNESSES:
+        yield f"walk, stiffness {stiffness:g}", partial(random_walk, stiffness=stiffness)
+    for weight, blur, reach in itertools.product(PRIOR_WEIGHTS, PRIOR_BLURS, REACHES):
+        in_use = " **(in use)**" if (weight, blur, reach) == (PRIOR_WEIGHT, PRIOR_BLUR, REACH) else ""
+        yield (
+            f"appearance, weight {weight:g}, blur {64 * blur:g} px, reach {64 * reach:g} px{in_use}",
+            partial(_appearance, prior_weight=weight, prior_blur=blur, reach=reach),
+        )
+
+
+def _appearance(probabilities: np.ndarray, slices: np.ndarray, **settings: float) -> np.ndarray:
+    """`follow_image` with other settings."""
+    return random_walk(appearance_posterior(probabilities, slices, **settings), slices)
 
 
 def _mean_dice(one: np.ndarray, other: np.ndarray) -> float:
@@ -74,11 +102,11 @@ def _mean_dice(one: np.ndarray, other: np.ndarray) -> float:
 
 def agreement_table(result: dict[str, dict[str, float]]) -> list[str]:
     """Lines of a Markdown table."""
-    pairs = list(next(iter(result.values())))
-    lines = [f"| stiffness | {' | '.join(pairs)} | mean |", "|" + "---|" * (len(pairs) + 2)]
-    for stiffness, values in result.items():
-        mean = sum(values.values()) / len(values)
-        lines.append(f"| {stiffness} | {' | '.join(f'{values[pair]:.3f}' for pair in pairs)} | {mean:.3f} |")
+    pairs = [f"{one}-{other}" for one, other in PAIRS]
+    lines = [f"| refinement | {' | '.join(pairs)} | mean | {SIZE} |", "|" + "---|" * (len(pairs) + 3)]
+    for name, values in result.items():
+        mean = sum(values[pair] for pair in pairs) / len(pairs)
+        lines.append(f"| {name} | {' | '.join(f'{values[pair]:.3f}' for pair in pairs)} | {mean:.3f} | {values[SIZE]:.0f} |")
     return lines
 
 
