@@ -68,7 +68,8 @@ def test_a_tag_outlives_the_server(ann: Reader, machine: Machine) -> None:
     expect(ann.page.locator("#saved")).to_have_class("saved is-unsaved")
     questions: list[str] = []
     ann.page.once("dialog", lambda dialog: (questions.append(dialog.type), dialog.dismiss()))
-    ann.page.close(run_before_unload=True)
+    with ann.page.expect_event("dialog"):
+        ann.page.close(run_before_unload=True)
     ann.press("ArrowUp")  # the page is still there, and works
     ann.sees("slice-text", "Slice 3 of")
     assert questions == ["beforeunload"]
@@ -111,9 +112,9 @@ def test_a_study_is_tagged_from_start_to_finish_and_trained_on(ann: Reader) -> N
 
     ann.sees("model", "No model yet.")
     ann.press("t")
-    ann.page.locator("#train-stages").select_option("classifier and diffusion")
-    ann.page.locator("select[name=start]").select_option("scratch")
-    ann.page.locator("#train-minutes").fill("0.05")
+    ann.page.locator("#option-stages").select_option("classifier and diffusion")
+    ann.page.locator("#option-start").select_option("scratch")
+    ann.page.locator("#option-minutes").fill("0.05")
     ann.page.locator("#train-start").focus()
     ann.press("Enter")
     ann.sees("train-text", "Training")

@@ -32,6 +32,7 @@ export class Training {
 
   /** Takes the server's state; watches a training that runs, whoever has started it. */
   take(state) {
+    if (this.isRunning && !state.is_training) this.refusal = ""; // it was about the training that has ended
     this.isRunning = state.is_training;
     if (!options.children.length && state.train_options) options.append(...Object.entries(state.train_options).flatMap(makeOption));
     const { epoch = 0, total_epochs: total = 100, stage = "", state: phase = "", message: said = "" } = state.training ?? {};
@@ -103,7 +104,7 @@ async function lastTask() {
 function makeOption([name, value]) {
   const label = document.createElement("label");
   label.textContent = name;
-  label.htmlFor = `train-${name}`;
+  label.htmlFor = `option-${name}`;
   const field = document.createElement(Array.isArray(value) ? "select" : "input");
   if (Array.isArray(value)) field.append(...value.map((item) => new Option(item)));
   else if (typeof value === "boolean") [field.type, field.checked] = ["checkbox", value];
