@@ -24,8 +24,8 @@ from app_cdm.data.tags import read_tags
 from app_cdm.metrics.overlap import dice
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyModel
-from app_cdm.segmentation.appearance import PRIOR_BLUR, PRIOR_WEIGHT, REACH, appearance_posterior
-from app_cdm.segmentation.refinement import random_walk
+from app_cdm.segmentation.appearance import appearance_posterior
+from app_cdm.segmentation.refinement import follow_image, random_walk
 from app_cdm.training.run import TaggedFolder
 from app_cdm.training.stage import Stage
 from app_cdm.training.teacher import Boundary, decoder_probabilities, saliency_probabilities, student_probabilities, teach
@@ -79,20 +79,20 @@ def _agreements(dataset: Path, run: Path) -> dict[str, dict[str, float]]:
 
 
 def _boundaries() -> Iterator[tuple[str, Boundary]]:
-    """Name and function of every refinement that is compared; the one in use is marked."""
+    """Name and function of every refinement that is compared."""
     yield "none", lambda probabilities, slices: probabilities
     for stiffness in STIFFNESSES:
         yield f"walk, stiffness {stiffness:g}", partial(random_walk, stiffness=stiffness)
+    yield "**in use:** appearance, weight 0.5, blur 2.5 px, reach 4 px, and nothing new", follow_image
     for weight, blur, reach in itertools.product(PRIOR_WEIGHTS, PRIOR_BLURS, REACHES):
-        in_use = " **(in use)**" if (weight, blur, reach) == (PRIOR_WEIGHT, PRIOR_BLUR, REACH) else ""
         yield (
-            f"appearance, weight {weight:g}, blur {64 * blur:g} px, reach {64 * reach:g} px{in_use}",
+            f"appearance, weight {weight:g}, blur {64 * blur:g} px, reach {64 * reach:g} px",
             partial(_appearance, prior_weight=weight, prior_blur=blur, reach=reach),
         )
 
 
 def _appearance(probabilities: np.ndarray, slices: np.ndarray, **settings: float) -> np.ndarray:
-    """`follow_image` with other settings."""
+    """`follow_image` with other settings, and with what appears anew."""
     return random_walk(appearance_posterior(probabilities, slices, **settings), slices)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
+from scipy import ndimage, sparse
 from scipy.sparse.linalg import cg
 
 from app_cdm.config import Refinement
@@ -19,8 +19,22 @@ STIFFNESS = 300.0  # where opinions that share nothing but the walk agree most, 
 
 
 def follow_image(probabilities: np.ndarray, slices: np.ndarray) -> np.ndarray:
-    """`(S, H, W)` probabilities after `appearance_posterior` and `random_walk`; arguments as there."""
-    return random_walk(appearance_posterior(probabilities, slices), slices)
+    """`(S, H, W)` probabilities after `appearance_posterior` and `random_walk`; arguments as there.
+
+    Borders move, but nothing new appears: what of a slice is above one half without touching what the map had above one half becomes 0.
+    """
+    return _without_new(random_walk(appearance_posterior(probabilities, slices), slices), probabilities > 0.5)
+
+
+def _without_new(refined: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Sets components of a slice to 0 that hold no pixel of the mask before."""
+    result = refined.copy()
+    for one, old in zip(result, before, strict=True):
+        labels, count = ndimage.label(one > 0.5)
+        is_new = np.ones(count + 1, dtype=bool)
+        is_new[labels[old]] = is_new[0] = False
+        one[is_new[labels]] = 0.0
+    return result
 
 
 def refine(

@@ -137,11 +137,11 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         candidate = retrain(paths, tags, wanted.settings, settings, run_folder, in_use, device, writer.report)
         scores = (candidate.scores, candidate.scores_in_use or {})
         if candidate.is_worse and not wanted.force:
-            message = f"not published: held-out score {_compared(candidate)}; tag more, train longer, or send force=true"
+            message = f"not published: {_compared(candidate)}; tag more, train longer, or send force=true"
             writer.end("kept back", message, scores=scores)
         else:
             version = versions.publish(candidate.folder, CDMPipeline.from_pretrained(candidate.folder).model_version)
-            writer.end("published", f"version {version} is in service: held-out score {_compared(candidate)}", version, scores)
+            writer.end("published", f"version {version} is in service: {_compared(candidate)}", version, scores)
             for logs in run_folder.rglob("tensorboard"):
                 shutil.copytree(logs, self.folder / "tensorboard" / version, dirs_exist_ok=True)
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -185,5 +185,7 @@ def served_versions(options: AppOptions) -> ModelVersions:
 
 
 def _compared(candidate: Candidate) -> str:
-    before = candidate.scores_in_use
-    return f"{candidate.scores['mean']:.3f}" + (f", before {before['mean']:.3f}" if before is not None else "")
+    before, now = candidate.scores_in_use, candidate.scores["mean"]
+    if not math.isfinite(now):
+        return "not judged, because the held-out patients have no class on some slices and not on others; tag more patients"
+    return f"held-out score {now:.3f}" + (f", before {before['mean']:.3f}" if before is not None else "")

@@ -108,6 +108,8 @@ def test_tags_from_the_page_train_a_model(tiny: Ohif, studies: Studies) -> None:
     wait_for(lambda: stats(tiny.url).get("state") == "running", TRAIN_LIMIT_S)
     wait_for(lambda: stats(tiny.url).get("state") in ended, TRAIN_LIMIT_S)
     page.screenshot(path=SCREENSHOTS / "trained.png")
+    box = page.locator("header").bounding_box()
+    assert box is not None and page.viewport_size is not None and box["width"] <= page.viewport_size["width"], "a long name widens the page"
     assert stats(tiny.url)["state"] in ("published", "kept back"), stats(tiny.url)
     assert requests.get(f"{tiny.url}/versions/", timeout=30).json()["versions"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from app_cdm.config import MaskSettings, PreprocessSettings, SaliencySettings, S
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.presets import NetworkSettings, build_classifier, build_condition_embedding, build_scheduler, build_unet
 from app_cdm.networks.student import StudentNetwork
-from app_cdm.pipeline import CDMPipeline, ModelDescription
+from app_cdm.pipeline import PROBABILITY_MASK, CDMPipeline, ModelDescription
 from tests.host.answers import METHODS
 
 CLASS_NAMES = ("edema", "tumor")
@@ -22,12 +23,16 @@ NETWORKS = NetworkSettings(32, 2, (16, 32), 1, 1, 8, (16, 32))
 def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHODS) -> Path:
     """Writes the model folder; another seed gives other weights and so another model version."""
     torch.manual_seed(seed)
+    # Nothing that an untrained network says looks like anything, so what it says is the mask.
+    as_it_is = replace(PROBABILITY_MASK, refinement="none")
     description = ModelDescription(
         class_names=CLASS_NAMES,
         patch_size=NETWORKS.patch_size,
         preprocess=PreprocessSettings(image_size=NETWORKS.image_size),
         # The gate of an untrained classifier means nothing: let it pass every slice.
         segmentation=SegmentationSettings(saliency=SaliencySettings(num_draws=1), mask=MaskSettings(gate_threshold=0.0)),
+        cldf_mask=as_it_is,
+        student_mask=as_it_is,
     )
     pipeline = CDMPipeline(
         unet=build_unet(NETWORKS),

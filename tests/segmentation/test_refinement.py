@@ -11,6 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from app_cdm.config import Refinement
+from app_cdm.segmentation.appearance import appearance_posterior
 from app_cdm.segmentation.refinement import follow_image, random_walk, refine
 
 SHAPE = (3, 18, 16)
@@ -201,6 +202,17 @@ def test_undecided_pixel_within_sure_foreground_is_foreground_whatever_its_inten
     probabilities, slices = cone(), disc(4.2)
     probabilities[:, 8, 7], slices[:, 8, 7] = 0.5, -0.5
     assert (random_walk(probabilities, slices)[:, 8, 7] > 0.9).all()
+
+
+def test_borders_move_but_nothing_new_appears() -> None:
+    probabilities, slices = cone(width=3.5), disc(3.0)
+    slices[1, 14:17, 10:15], probabilities[1, 14:17, 10:15] = 0.5, 0.4
+    assert (random_walk(appearance_posterior(probabilities, slices), slices)[1, 14:17, 10:15] > 0.5).all(), "it looks like the target"
+    found = follow_image(probabilities, slices)
+    assert not found[1, 14:17, 10:15].any()
+    assert (found[:, 8, 7] > 0.9).all()
+    probabilities[1, 15, 12] = 0.6
+    assert (follow_image(probabilities, slices)[1, 14:17, 10:15] > 0.5).all(), "the map has said so itself, of one pixel"
 
 
 @pytest.mark.parametrize(("refinement", "boundary"), [("random_walk", random_walk), ("appearance", follow_image)])

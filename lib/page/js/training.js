@@ -18,6 +18,7 @@ export class Training {
     this.onState = onState;
     this.isRunning = false;
     this.isWatching = false;
+    this.hasSpoken = false;
     this.refusal = "";
     start.addEventListener("click", () => this.#start());
     stop.addEventListener("click", () => this.#stop());
@@ -34,13 +35,16 @@ export class Training {
   take(state) {
     if (this.isRunning && !state.is_training) this.refusal = ""; // it was about the training that has ended
     this.isRunning = state.is_training;
+    const phase = state.training?.state ?? "";
+    this.hasSpoken = this.isRunning && (this.hasSpoken || phase === "running");
     if (!options.children.length && state.train_options) options.append(...Object.entries(state.train_options).flatMap(makeOption));
-    const { epoch = 0, total_epochs: total = 100, stage = "", state: phase = "", message: said = "" } = state.training ?? {};
-    const share = this.isRunning && phase !== "running" ? 0 : (100 * epoch) / total; // a new one has not said anything yet
+    const { epoch = 0, total_epochs: total = 100, stage = "", message: said = "" } = state.training ?? {};
+    const share = this.isRunning && !this.hasSpoken ? 0 : (100 * epoch) / total; // until it has said something the record is that of the one before
     progress.value = share;
     buttonText.textContent = this.isRunning ? `Training ${Math.floor(share)} %` : "Train";
     stop.disabled = !this.isRunning;
-    const now = !this.isRunning ? said : phase === "running" ? `${stage ? `${stage}: ` : ""}${said} (${Math.floor(share)} %)` : "starting";
+    const step = `${stage ? `${stage}: ` : ""}${said} (${Math.floor(share)} %)`;
+    const now = phase === "running" && this.isRunning ? step : !this.isRunning || this.hasSpoken ? said : "starting";
     message.textContent = this.refusal || (!state.train_options && "This server does not train.") || now || "No training yet.";
     if (this.isRunning && !this.isWatching) void this.#watch();
   }
