@@ -52,7 +52,7 @@ def test_what_the_table_shows_reads_back_as_the_defaults(method: Method, mode: s
 
 def test_each_method_shows_its_own_options() -> None:
     tables = {method: set(option_table(SegmentationSettings(method), has_cuda=False)) for method in get_args(Method)}
-    shared = {"threshold_rule", "fixed_threshold", "gate", "gate_threshold", "components", "device", "store_saliency"}
+    shared = {"threshold_rule", "fixed_threshold", "gate", "gate_threshold", "refinement", "components", "device", "store_saliency"}
     assert tables["cldf"] == tables["student"] == shared | {"store_uncertainty"}
     saliency_only = {"mode", "noise_levels", "reference_noise_level", "guidance_scale", "seed"}
     assert tables["cdm_saliency"] == shared | saliency_only
