@@ -80,7 +80,8 @@ class Segmentation:
 
     Attributes:
         mask: `(X, Y, Z)` uint8 on the source voxel grid; 0 background, i + 1 for class i of the model.
-        slice_maps: class -> `(S, H, W)` float32 in [0, 1] at network resolution, in stack order; see `saliency`.
+        slice_maps: class -> `(S, H, W)` float32 in [0, 1] at network resolution, in stack order, as the networks made them, without the
+            refinement of the mask; see `saliency`.
         geometry: how slices were cut.
         class_scores: class -> probability that the volume holds it (that of its best slice).
         slice_scores: class -> probability of each slice, in the file's voxel order along `slicing_axis`.
@@ -379,9 +380,9 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         maps = smooth_along_slices(maps, positive, geometry.slice_spacing_mm, settings.mask.saliency_smoothing_mm)
         maps[positive] = raise_peaks(maps[positive], settings.mask.least_peak)
         limits = thresholds(maps, images, positive, settings.mask)
-        maps, limits = refine(maps, limits, images, settings.mask.refinement)
-        kept = keep_components(maps > limits[:, None, None], maps, settings.mask)
-        return _ClassAnswer(scores, maps, masks_on_source_grid(maps, limits, kept, geometry))
+        refined, limits = refine(maps, limits, images, settings.mask.refinement)
+        kept = keep_components(refined > limits[:, None, None], refined, settings.mask)
+        return _ClassAnswer(scores, maps, masks_on_source_grid(refined, limits, kept, geometry))
 
     def _merge(self, volume: Volume, answers: dict[str, _ClassAnswer]) -> np.ndarray:
         """One label map; where classes overlap the one with the higher volume score wins."""

@@ -1,4 +1,4 @@
-"""The demo's figure: image, saliency map, mask and truth, one row a case."""
+"""The demo's figure: image, map of the model, mask and truth, one row a case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from demo.cases import Case
 from demo.client import Answer, Grid
 from demo.report import Score, align
 
-TITLES = ("image", "saliency map", "mask from the server", "truth")
+TITLES = ("image", "map of the model", "mask from the server", "truth")
 COLOURS = {2: "#00d7ff", 3: "#ffd000"}
 
 
