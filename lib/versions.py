@@ -137,7 +137,10 @@ class ModelVersions:
     def _forget_oldest(self) -> None:
         trained = [name for name in self.names() if name not in (ORIGINAL, self.current())]
         for name in trained[: max(0, len(trained) - MAX_KEPT)]:
-            shutil.rmtree(self.root / name, ignore_errors=True)
+            # Whoever is killed while removing leaves what is no version any more.
+            removed = self.root / f".{name}.{os.getpid()}"
+            os.replace(self.root / name, removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def trained_names(model_dir: Path) -> list[str]:

@@ -49,7 +49,8 @@ def refine(
         refinement: `appearance` is `follow_image`, `random_walk` its second part alone, `none` leaves everything as it is.
 
     Returns:
-        `(S, H, W)` probabilities, and the threshold of one half where there was one above 0; other slices stay empty.
+        `(S, H, W)` probabilities, and the threshold of one half where there was one above 0; other slices stay empty. A slice whose mask
+        would be lost keeps its map: it is positive, so its mask cannot be empty.
     """
     if refinement == "none":
         return maps, limits
@@ -58,7 +59,10 @@ def refine(
     refined = np.zeros_like(maps)
     if usable.any():
         probabilities = np.clip(maps[usable] / (2 * limits[usable][:, None, None]), 0.0, 1.0)
-        refined[usable] = boundary(probabilities, slices[usable])
+        moved = boundary(probabilities, slices[usable])
+        is_lost = (probabilities > 0.5).any(axis=(1, 2)) & ~(moved > 0.5).any(axis=(1, 2))
+        moved[is_lost] = probabilities[is_lost]
+        refined[usable] = moved
     return refined, np.where(usable, 0.5, np.inf)
 
 
