@@ -107,7 +107,7 @@ benchmark-active: setup
 	@$(RUN) -m benchmarks.active --data "$(DATA)"
 
 test: setup-dev
-	@$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests
+	@$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 test-e2e: setup-dev
 	@$(RUN) -m pytest -q tests/e2e

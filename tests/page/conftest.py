@@ -28,7 +28,7 @@ NUM_BLOBS, NUM_SLICES = 8, 8
 PRESENT = range(2, 5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # two at a time cannot be driven from one thread, and other folders have their own
 def browser() -> Iterator[Browser]:
     """Headless Chromium."""
     program = shutil.which("chromium")
