@@ -15,6 +15,8 @@ from app_cdm.data.dicom_source import to_planes
 from app_cdm.data.grid import VolumeError
 
 SERIES_NUMBER = 902
+FLOAT_BYTES = 4
+WHOLE_BYTES = 256 * 1024**2
 SEGMENTATION = Code("113076", "DCM", "Segmentation")
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 NO_UNITS = Code("1", "UCUM", "no units")
@@ -23,8 +25,8 @@ NO_UNITS = Code("1", "UCUM", "no units")
 def make_parametric_map(values: np.ndarray, affine: np.ndarray, sources: Sequence[Dataset], class_name: str, author: Authorship) -> Dataset:
     """Makes a DICOM Parametric Map of one class's map.
 
-    Slices in which the map is 0 throughout are left out, so that an object of a thousand slices stays small; of an empty map the first
-    slice remains.
+    Every slice has a frame, along the slice normal: OHIF 3.10 takes frames for slices by their number alone. In a map that would be larger
+    than 256 MiB so, slices that are 0 throughout are left out; of an empty one the first remains.
 
     Args:
         values: `(X, Y, Z)` in [0, 1], on the grid of the series, turned or flipped at most.
@@ -37,8 +39,10 @@ def make_parametric_map(values: np.ndarray, affine: np.ndarray, sources: Sequenc
         VolumeError: the map is not on the series, or its headers do not allow a Parametric Map.
     """
     planes = to_planes(values, affine, sources)
-    held = np.flatnonzero(planes.reshape(len(planes), -1).any(axis=1)) if len(planes) else np.array([], dtype=int)
-    held = held if len(held) else np.array([0])
+    held = np.arange(len(planes))
+    if planes.size * FLOAT_BYTES > WHOLE_BYTES:
+        held = np.flatnonzero(planes.reshape(len(planes), -1).any(axis=1))
+        held = held if len(held) else np.array([0])
     name = long_string(f"map of {class_name}")
     try:
         made = ParametricMap(

@@ -15,30 +15,48 @@ from app_cdm.data.volume import Volume
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 WAIT_MS = 180_000
 
-# What cornerstone holds of the overlay, or of the image under it.
-READ_VOLUME = """(name) => {
-  const overlay = services.segmentationService.getLabelmapVolume('1');
-  const images = cornerstone.cache.getVolumes().filter(volume => volume !== overlay && volume.imageIds[0].startsWith('wadors:'));
-  const volume = name === 'overlay' ? overlay : images[0];
-  const values = volume.voxelManager.getCompleteScalarDataArray();
+# Numbers as text: as a list they would take minutes to come out of the page.
+PACKED = """const packed = values => {
   const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   let text = '';
   for (let start = 0; start < bytes.length; start += 32768) {
     text += String.fromCharCode.apply(null, bytes.subarray(start, start + 32768));
   }
+  return { kind: values.constructor.name.replace('Array', '').toLowerCase(), data: btoa(text) };
+};"""
+
+# What cornerstone holds of the overlay, of the image under it, or of a parametric map.
+READ_VOLUME = (
+    f"(name) => {{ {PACKED}"
+    + """
+  const volumes = cornerstone.cache.getVolumes().filter(Boolean);
+  const overlay = () => services.segmentationService.getLabelmapVolume('1');
+  const volume = {
+    overlay,
+    map: () => volumes.find(one => one.volumeId.includes('pmap.')),
+    image: () => volumes.find(one => one !== overlay() && one.imageIds[0].startsWith('wadors:')),
+  }[name]();
+  const values = volume.voxelManager.getCompleteScalarDataArray();
   return {
-    kind: values.constructor.name.replace('Array', '').toLowerCase(),
-    data: btoa(text),
+    ...packed(values),
     dimensions: Array.from(volume.dimensions),
     spacing: Array.from(volume.spacing),
     origin: Array.from(volume.origin),
     direction: Array.from(volume.direction),
   };
 }"""
+)
 
-LOOK_AT = """(point) => {
+LOOK_AT = """async (point) => {
   for (const viewport of services.cornerstoneViewportService.getRenderingEngine().getViewports()) {
-    if (viewport.jumpToWorld) { viewport.jumpToWorld(point); viewport.render(); }
+    if (viewport.jumpToWorld) { viewport.jumpToWorld(point); viewport.render(); continue; }
+    const distances = viewport.getImageIds().map(imageId => {
+      const plane = cornerstone.metaData.get('imagePlaneModule', imageId);
+      const { imagePositionPatient: origin, rowCosines: row, columnCosines: column } = plane;
+      const normal = [0, 1, 2].map(i => row[(i + 1) % 3] * column[(i + 2) % 3] - row[(i + 2) % 3] * column[(i + 1) % 3]);
+      return Math.abs(normal.reduce((sum, value, i) => sum + value * (point[i] - origin[i]), 0));
+    });
+    await viewport.setImageIdIndex(distances.indexOf(Math.min(...distances)));
   }
 }"""
 
@@ -50,6 +68,31 @@ ACTIVE_SERIES = """() => {
 
 SEGMENTS = """() => Object.values(services.segmentationService.getSegmentation('1').segments)
   .map(segment => [segment.segmentIndex, segment.label])"""
+
+HAS_STORED = """() => services.segmentationService.getSegmentations()
+  .some(segmentation => segmentation.representationData.Labelmap?.imageIds?.length)"""
+
+HAS_MAP = "() => cornerstone.cache.getVolumes().some(volume => volume?.volumeId.includes('pmap.') && volume.loadStatus.loaded)"
+
+# A stored segmentation that the page has loaded, image by image: cornerstone keeps it as a stack beside the image that it belongs to.
+READ_STORED = (
+    f"() => {{ {PACKED}"
+    + """ return services.segmentationService.getSegmentations().map(segmentation => ({
+  label: segmentation.label,
+  segments: Object.values(segmentation.segments).filter(Boolean).map(segment => [segment.segmentIndex, segment.label]),
+  images: segmentation.representationData.Labelmap.imageIds.map(imageId => {
+    const image = cornerstone.cache.getImage(imageId);
+    const plane = cornerstone.metaData.get('imagePlaneModule', image.referencedImageId);
+    return {
+      ...packed(image.voxelManager.getScalarData()),
+      shape: [plane.columns, plane.rows],
+      spacing: [plane.columnPixelSpacing, plane.rowPixelSpacing],
+      position: Array.from(plane.imagePositionPatient),
+      axes: [Array.from(plane.rowCosines), Array.from(plane.columnCosines)],
+    };
+  }),
+})); }"""
+)
 
 
 @dataclass(frozen=True)
@@ -161,6 +204,36 @@ class Ohif:
         """Name -> value of the overlay's segments."""
         return {label: index for index, label in self.page.evaluate(SEGMENTS)}
 
+    def open_stored(self, study: str) -> None:
+        """Opens a study in the Segmentation mode and loads its DICOM segmentation, as its user does: double click, then Yes."""
+        self.page.goto(f"{self.url}/ohif/segmentation?StudyInstanceUIDs={study}")
+        self.page.locator("[data-cy='study-browser-thumbnail-no-image']").first.dblclick(timeout=WAIT_MS)
+        self.page.locator("[data-cy='yes-hydrate-btn']").click(timeout=WAIT_MS)
+        self.page.wait_for_function(HAS_STORED, timeout=WAIT_MS)
+
+    def stored(self) -> tuple[Shown, dict[str, int]]:
+        """The segmentation that `open_stored` has loaded, and name -> value of its segments."""
+        (read,) = self.page.evaluate(READ_STORED)
+        slices = sorted(read["images"], key=lambda image: _along_normal(image))
+        first, last = slices[0], slices[-1]
+        assert all(image["axes"] == first["axes"] and image["shape"] == first["shape"] for image in slices)
+        affine = np.eye(4)
+        affine[:3, :2] = np.array(first["axes"]).T * np.array(first["spacing"])
+        affine[:3, 2] = (np.array(last["position"]) - np.array(first["position"])) / (len(slices) - 1)
+        affine[:3, 3] = first["position"]
+        planes = [_unpacked(image).reshape(image["shape"], order="F") for image in slices]
+        return Shown(np.stack(planes, axis=2), LPS_TO_RAS @ affine), {label: index for index, label in read["segments"]}
+
+    def open_map(self, study: str) -> Shown:
+        """Opens a study in the Basic Viewer, lays its one Parametric Map over the image, and reads its values there."""
+        self.page.goto(f"{self.url}/ohif/viewer?StudyInstanceUIDs={study}")
+        thumbnail = self.page.locator("[data-cy='study-browser-thumbnail-no-image']")
+        thumbnail.filter(has_text="PMAP").dblclick(timeout=WAIT_MS)
+        self.page.wait_for_function(HAS_MAP, timeout=WAIT_MS)
+        self.page.wait_for_timeout(2000)  # until it is drawn
+        shown = self._volume("map")
+        return Shown(shown.array / 100, shown.affine)
+
     def look_at(self, position_mm: np.ndarray) -> None:
         """Scrolls every viewport to a position in the patient (RAS)."""
         self.page.evaluate(LOOK_AT, [float(value) for value in LPS_TO_RAS[:3, :3] @ position_mm])
@@ -182,8 +255,16 @@ class Ohif:
 
     def _volume(self, name: str) -> Shown:
         read = self.page.evaluate(READ_VOLUME, name)
-        values = np.frombuffer(base64.b64decode(read["data"]), dtype=np.dtype(read["kind"]))
         affine = np.eye(4)
         affine[:3, :3] = np.array(read["direction"]).reshape(3, 3).T * np.array(read["spacing"])
         affine[:3, 3] = read["origin"]
-        return Shown(values.reshape(read["dimensions"], order="F"), LPS_TO_RAS @ affine)
+        return Shown(_unpacked(read).reshape(read["dimensions"], order="F"), LPS_TO_RAS @ affine)
+
+
+def _along_normal(image: dict[str, Any]) -> float:
+    row, column = np.array(image["axes"])
+    return float(np.cross(row, column) @ np.array(image["position"]))
+
+
+def _unpacked(values: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(values["data"]), dtype=np.dtype(values["kind"]))

@@ -13,7 +13,7 @@ import requests
 from demo.orthanc import Orthanc
 from tests.e2e.ohif import Ohif
 from tests.e2e.test_ohif import assert_same, centre_mm, image_of
-from tests.e2e.test_results_and_training import segmentations, volume_by_highdicom
+from tests.e2e.test_results_and_training import assert_viewer_loads, segmentations, volume_by_highdicom
 from tests.host.answers import nifti
 from tests.host.server_process import REPOSITORY
 
@@ -42,16 +42,17 @@ def test_real_series_goes_through_the_whole_path(name: str, shipped: Ohif, pacs:
     series = shipped.active_series()
     shipped.connect()
     shipped.run("student")
-    mask = assert_same(shipped, series, "student")
-    if mask.any():
-        shipped.look_at(centre_mm(mask, image_of(shipped.url, series)))
+    drawn = assert_same(shipped, series, "student")
+    if drawn.any():
+        shipped.look_at(centre_mm(drawn, image_of(shipped.url, series)))
     shipped.screenshot(name)
 
     params = {"gate": "off"}  # the model knows brains only, and may well find nothing
     result = requests.post(f"{shipped.url}/results/student", params={"image": series}, json=params, timeout=300)
     assert result.status_code == 200, result.text
     address = f"{shipped.url}/results/{result.json()['result']}"
-    kept = np.asarray(nifti(requests.get(f"{address}/mask", timeout=60).content).dataobj)
+    mask = nifti(requests.get(f"{address}/mask", timeout=60).content)
+    kept = np.asarray(mask.dataobj)
     assert kept.any()
     accepted = requests.post(f"{address}/accept", params={"user": "e2e"}, timeout=300)
     assert accepted.status_code == 200, accepted.text
@@ -60,3 +61,4 @@ def test_real_series_goes_through_the_whole_path(name: str, shipped: Ohif, pacs:
     read = volume_by_highdicom(stored[0], sources)
     for segment, number in result.json()["labels"].items():
         assert np.array_equal(read.get(segment, np.zeros(kept.shape, dtype=bool)), kept == number), segment
+    assert_viewer_loads(shipped, study, mask, result.json()["labels"], f"stored_{name}")

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import highdicom
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -13,10 +14,13 @@ import requests
 from dicomweb_client import DICOMwebClient
 from playwright.sync_api import Page, expect
 
+from app_cdm.data.volume import Volume
 from app_cdm.metrics.overlap import dice
 from demo.orthanc import Orthanc
+from demo.study import DICOM_CASE
 from tests.e2e.conftest import SCREENSHOTS, TAGGED, Studies
 from tests.e2e.ohif import WAIT_MS, Ohif
+from tests.e2e.test_ohif import centre_mm
 from tests.host.answers import nifti
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -52,6 +56,31 @@ def volume_by_highdicom(dataset: pydicom.Dataset, files: list[Path]) -> dict[str
     return {name: planes[..., index].transpose(2, 1, 0) > 0 for index, name in enumerate(names)}
 
 
+def assert_viewer_loads(viewer: Ohif, study: str, mask: nibabel.Nifti1Image, numbers: dict[str, int], name: str) -> None:
+    """The Segmentation mode of the viewer reads the stored object, with a reader of its own, to the same voxels.
+
+    Args:
+        viewer: the viewer.
+        study: StudyInstanceUID.
+        mask: what was accepted.
+        numbers: segment name -> its value in the mask; a segment without voxels is not stored.
+        name: of the screenshot.
+    """
+    accepted = np.asarray(mask.dataobj)
+    image = Volume(accepted.astype(np.float32), np.asarray(mask.affine))
+    viewer.open_stored(study)
+    viewer.look_at(centre_mm(accepted > 0, image))
+    viewer.screenshot(name)
+    shown, segments = viewer.stored()
+    on_grid = shown.on_grid(image)
+    assert set(segments) == {segment for segment, number in numbers.items() if (accepted == number).any()}
+    for segment, value in segments.items():
+        assert np.array_equal(on_grid == value, accepted == numbers[segment]), (
+            segment,
+            dice(on_grid == value, accepted == numbers[segment]),
+        )
+
+
 def test_accepted_mask_is_read_back_from_the_pacs(tiny: Ohif, studies: Studies, pacs: Orthanc) -> None:
     series, study = studies.series["sagittal"], studies.study("sagittal")
     before = requests.get(f"{tiny.url}/info/", timeout=60).json()["datastore"]["completed"]
@@ -71,9 +100,28 @@ def test_accepted_mask_is_read_back_from_the_pacs(tiny: Ohif, studies: Studies, 
     assert set(read) == {"edema", "tumor"}
     for number, name in enumerate(("edema", "tumor"), start=1):
         assert dice(read[name], mask == number) == 1.0, name
+    assert_viewer_loads(tiny, study, shown, {"edema": 1, "tumor": 2}, "stored_sagittal")
     label = nifti(requests.get(f"{tiny.url}/datastore/label", params={"label": series, "tag": "final"}, timeout=60).content)
     assert np.array_equal(np.asarray(label.dataobj), mask) and np.allclose(label.affine, shown.affine, atol=1e-4)
     assert requests.get(f"{tiny.url}/info/", timeout=60).json()["datastore"]["completed"] == before + 1
+
+
+def test_map_is_shown_over_the_image_with_its_values(shipped: Ohif, studies: Studies, pacs: Orthanc, tmp_path: Path) -> None:
+    series, study = studies.series[DICOM_CASE.case_id], studies.study(DICOM_CASE.case_id)
+    result = requests.post(f"{shipped.url}/results/student", params={"image": series}, timeout=120).json()["result"]
+    address = f"{shipped.url}/results/{result}"
+    made = requests.post(f"{address}/dicom", params={"kind": "map", "class": "tumor"}, timeout=60)
+    made.raise_for_status()
+    (tmp_path / "map.dcm").write_bytes(made.content)
+    pacs.store([tmp_path / "map.dcm"])
+    expected = nifti(requests.get(f"{address}/map/tumor", timeout=60).content)
+    image = Volume(np.asarray(expected.dataobj, dtype=np.float32), np.asarray(expected.affine))
+
+    shown = shipped.open_map(study)
+    shipped.look_at(centre_mm(image.array > image.array.max() / 2, image))
+    shipped.screenshot("map")
+    assert image.array.max() > 0.5
+    assert np.abs(shown.on_grid(image) - image.array).max() < 1e-5
 
 
 def test_server_without_that_copy_reads_the_same_from_the_pacs(shipped: Ohif, tiny: Ohif, studies: Studies) -> None:
