@@ -23,7 +23,7 @@ STAMP := .venv/.setup-$(HASH)
 DEV_STAMP := .venv/.setup-dev-$(DEV_HASH)
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean vendor benchmark-loop benchmark-active test-faults
+.PHONY: help setup setup-dev demo pacs-demo serve train benchmark test test-e2e check format clean vendor benchmark-loop benchmark-active benchmark-speed test-faults
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -40,6 +40,7 @@ help:
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
 	@echo 'make benchmark-loop [MINUTES=60] learning curve: tags over REST, trains, scores; about three times MINUTES and a half'
 	@echo 'make benchmark-active          Next Sample by doubt against random order, simulated on tags; a quarter of an hour on one core'
+	@echo 'make benchmark-speed           what inference, training and cohorts cost, as ratios; writes docs/performance.md'
 	@echo 'make check                     format, lint, types, import directions'
 	@echo 'make format                    applies the format'
 	@echo 'make vendor                    fetches the viewer of the tagging page from npm again, and checks it'
@@ -105,6 +106,9 @@ benchmark-loop: setup
 
 benchmark-active: setup
 	@$(RUN) -m benchmarks.active --data "$(DATA)"
+
+benchmark-speed: setup
+	@$(RUN) -m benchmarks.speed --data "$(DATA)"
 
 test: setup-dev
 	@$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests

@@ -1,0 +1,1 @@
+"""What it costs: every figure of docs/performance.md, measured side by side."""

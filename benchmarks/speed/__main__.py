@@ -1,0 +1,85 @@
+"""Measures what is not measured yet and writes docs/performance.md: `python -m benchmarks.speed --data <folder>`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from benchmarks.speed.part import ROOT, Options, Part, machine
+
+PARTS = {
+    "floor": "The floor",
+    "inference": "Inference",
+    "server": "The server around the network",
+    "training": "Training",
+    "cohort": "A cohort overnight",
+    "growth": "What grows, and with what",
+}
+INTRODUCTION = """# Performance
+
+Written by `make benchmark-speed`; a part is measured again with `--fresh PART`. Ratios are of things measured side by side, in turns, in one
+run; seconds are of the machine that each part names. Research use only, not a medical device."""
+
+
+def main() -> int:
+    """Runs the parts, each kept as it ends, and writes the document."""
+    options = _parser().parse_args()
+    options.run.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available()) else "cpu")
+    for name in options.parts:
+        file = options.run / f"{name}.json"
+        if file.exists() and name not in options.fresh:
+            continue
+        print(f"== {name}", flush=True)
+        folder = options.run / name
+        folder.mkdir(exist_ok=True)
+        result = _load(name).measure(Options(options.data, options.model, folder, device))
+        temporary = file.with_suffix(".part")
+        temporary.write_text(json.dumps({"machine": machine(), **result}, indent=1))
+        os.replace(temporary, file)
+    write_document(options.run, options.output, options.paper)
+    return 0
+
+
+def write_document(run: Path, output: Path, paper: Path) -> None:
+    """Writes the document from the results there are; what has none says so."""
+    lines = [INTRODUCTION, ""]
+    for name, heading in PARTS.items():
+        file = run / f"{name}.json"
+        lines += [f"## {heading}", ""]
+        if file.exists():
+            result: dict[str, Any] = json.loads(file.read_text())
+            lines += [f"On {result['machine']}.", "", *_load(name).describe(result), ""]
+        else:
+            lines += ["Not measured yet: `make benchmark-speed`.", ""]
+    if paper.exists():
+        lines += [paper.read_text().rstrip(), ""]
+    output.write_text("\n".join(lines))
+    print(f"wrote {output}")
+
+
+def _load(name: str) -> Part:
+    return cast(Part, importlib.import_module(f"benchmarks.speed.{name}"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/ and dicom/")
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="only these (default: all)")
+    parser.add_argument("--fresh", nargs="*", choices=list(PARTS), default=[], help="measure these again")
+    parser.add_argument("--model", type=Path, default=ROOT / "model" / "cdm_lgg_flair", help="model folder")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "speed", help="folder for results as JSON")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance.md", help="document to write")
+    parser.add_argument("--paper", type=Path, default=ROOT / "docs" / "scale.md", help="what follows from the figures, added at the end")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
