@@ -23,8 +23,8 @@ PARTS = {
 }
 INTRODUCTION = """# Performance
 
-Written by `make benchmark-speed`; a part is measured again with `--fresh PART`. Ratios are of things measured side by side, in turns, in one
-run; seconds are of the machine that each part names. Research use only, not a medical device."""
+Written by `make benchmark-speed`; a part is measured again with `--fresh PART`. Ratios are of things measured side by side, in turns, in
+one run; seconds are of the machine that each part names. Research use only, not a medical device."""
 
 
 def main() -> int:
