@@ -21,9 +21,10 @@ from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from app_cdm.saliency.candidates import CANDIDATES, candidate_peaks
-from app_cdm.segmentation.gate import slice_logits, slice_scores
+from app_cdm.segmentation.gate import slice_scores
 
 DEFAULT_MODES: tuple[SaliencyMode, ...] = ("parallel", "reference")
+BATCH_IMAGES = 64
 GATE_SMOOTHINGS_MM = (0.0, 2.0, 4.0, 6.0)
 
 
@@ -38,6 +39,11 @@ class Calibration:
 
     settings: SegmentationSettings
     record: dict[str, Any]
+
+    def of(self, pipeline: CDMPipeline) -> CDMPipeline:
+        """The model with what was chosen as its defaults; what was chosen before and not now stays in its record."""
+        record = {**dict(pipeline.config.training).get("calibration", {}), **self.record}
+        return pipeline.with_settings(self.settings, {"calibration": record})
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def calibrate(
 def _read_case(pipeline: CDMPipeline, image: str, path: Path, tags: TagTable) -> _Case:
     stack = cut_slices(read_volume(path), pipeline.description.preprocess)
     states = stack.geometry.to_file_order(tags.states(image, stack.slices.shape[0]))
-    return _Case(stack, states, slice_logits(pipeline.classifier, stack.slices).numpy())
+    return _Case(stack, states, pipeline.gate_logits(stack, BATCH_IMAGES))
 
 
 def mean_auc(scores: np.ndarray, states: np.ndarray) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 
-from app_cdm.config import MaskSettings, Method, PreprocessSettings, SegmentationSettings, Settings, SettingsError, ranged
+from app_cdm.config import MaskSettings, Method, PreprocessSettings, SaliencySettings, SegmentationSettings, Settings, SettingsError, ranged
 from app_cdm.data.publishing import publish_folder
 from app_cdm.data.slices import SliceGeometry, SliceStack, cut_slices
 from app_cdm.data.volume import Volume
@@ -28,9 +28,9 @@ from app_cdm.networks.condition import ConditionEmbedding
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork
 from app_cdm.saliency.base import SaliencyModel
+from app_cdm.segmentation.gate import joint_logits, map_logits, slice_logits, slice_scores
 from app_cdm.segmentation.gate import positive_slices as find_positive_slices
-from app_cdm.segmentation.gate import slice_logits, slice_scores
-from app_cdm.segmentation.maps import map_source, slice_uncertainty
+from app_cdm.segmentation.maps import StudentMaps, map_source, slice_uncertainty
 from app_cdm.segmentation.mask import LEAST_PEAK, keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
 from app_cdm.segmentation.refinement import refine
 
@@ -47,6 +47,9 @@ PROBABILITY_MASK = MaskSettings(
     components="all",
     saliency_smoothing_mm=0.0,
 )
+
+# One draw, no mirror image: a quarter of the evaluations that the maps have which decoder and student learn from.
+FAST_SALIENCY = SegmentationSettings(saliency=SaliencySettings(num_draws=1, flip=False))
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class ModelDescription(Settings):
     class_names: tuple[str, ...]
     patch_size: int = ranged(1, 1, 8)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
-    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    segmentation: SegmentationSettings = FAST_SALIENCY
     cldf_mask: MaskSettings = PROBABILITY_MASK
     student_mask: MaskSettings = PROBABILITY_MASK
 
@@ -167,6 +170,7 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.description = ModelDescription.from_dict(dict(description))
         for module in self.networks.values():
             module.eval().requires_grad_(False)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self._lock = threading.Lock()
         self._version: str | None = None
 
@@ -208,6 +212,8 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             networks: dict[str, Any] = {name: torch.nn.Module.to(copy.deepcopy(module), dtype) for name, module in self.networks.items()}
             converted = self.with_networks(**networks)
             DiffusionPipeline.save_pretrained(converted, str(temporary), safe_serialization=True, **options)
+            for path in temporary.rglob("*.json"):
+                _forget_origin(path)
             for path in temporary.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
             publish_folder(temporary, final)
@@ -323,9 +329,11 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         with self._lock:
             clock.lap("wait")
             model = SaliencyModel(self.unet, self.condition_embedding, self.classifier, self.scheduler, self.description.patch_size)
-            logits = slice_logits(self.classifier, stack.slices, settings.saliency.batch_images).numpy()
+            batch = settings.saliency.batch_images
+            student = None if self.student is None else StudentMaps(self.student, stack, batch)
+            logits = self.gate_logits(stack, batch, student)
             clock.lap("gate")
-            source = map_source(model, self.pixel_decoder, self.student, stack, settings)
+            source = map_source(model, self.pixel_decoder, student, stack, settings)
             answers = {}
             for number, name in enumerate(chosen):
                 index = self.class_names.index(name)
@@ -348,6 +356,25 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             network_evaluations=model.counter.images,
             model_version=self.model_version,
         )
+
+    def gate_logits(self, stack: SliceStack, batch_images: int, student: StudentMaps | None = None) -> np.ndarray:
+        """`(S, C)` log-odds that slices hold each class, before they are smoothed: the classifier's, with a student the joint ones.
+
+        Args:
+            stack: the slices of a volume.
+            batch_images: most images in one call.
+            student: maps of the same stack, if some are there already.
+        """
+
+        def classify(indices: np.ndarray) -> np.ndarray:
+            return slice_logits(self.classifier, stack.slices[indices], batch_images).numpy()
+
+        every = np.arange(stack.slices.shape[0])
+        if self.student is None:
+            return classify(every)
+        maps = student or StudentMaps(self.student, stack, batch_images)
+        of_maps = np.stack([map_logits(maps(index, every)) for index in range(len(self.class_names))], axis=1)
+        return joint_logits(of_maps, classify, stack.geometry.slice_spacing_mm)
 
     def _check_classes(self, class_names: Sequence[str] | None) -> list[str]:
         unknown = sorted(set(class_names or ()) - set(self.class_names))
@@ -410,6 +437,13 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
+
+
+def _forget_origin(path: Path) -> None:
+    """Takes out of a configuration where its network was loaded from: a path of this machine, which is nobody's business elsewhere."""
+    values = json.loads(path.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _part_of(progress: Progress, number: int, count: int) -> Progress:

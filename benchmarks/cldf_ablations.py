@@ -22,7 +22,7 @@ from app_cdm.cldf.features import FeatureSettings
 from app_cdm.cldf.seeds import SeedSettings
 from app_cdm.cldf.settings import CLDFSettings
 from app_cdm.cldf.train import DecoderTraining, find_votes
-from app_cdm.cldf.votes import inputs_of, seeds_of_class
+from app_cdm.cldf.votes import inputs_of, seeds_of_class, thorough
 from app_cdm.data.dataset import TaggedSlices, load_tagged_slices
 from app_cdm.data.tags import read_tags
 from app_cdm.metrics.ranking import tag_auc
@@ -97,7 +97,7 @@ def _load(pipeline: CDMPipeline, data: Path, split: str) -> TaggedSlices:
 def _run(pipeline: CDMPipeline, model: SaliencyModel, name: str, options: argparse.Namespace) -> dict[str, float]:
     base = CLDFSettings(num_rounds=1)
     settings = VARIANTS[name](base.replace(optimizer=base.optimizer.replace(num_steps=options.steps)))
-    saliency, train_data = pipeline.settings_for("cdm_saliency").saliency, _load(pipeline, options.data, "train")
+    saliency, train_data = thorough(pipeline.settings_for("cdm_saliency").saliency), _load(pipeline, options.data, "train")
     device = torch.device("cpu")
     votes = find_votes(model, train_data, saliency, Stage(options.run / "votes_train", "train", 0, device))
     number = list(VARIANTS).index(name)

@@ -48,7 +48,7 @@ ROWS = (
     Row("`reference`: CDM as published (tau .95, R = 10)", "reference", {"mode": "reference"}),
     Row("`cg_cdm`: the same, guided by the classifier", "cg_cdm", {"mode": "cg_cdm"}),
     Row("`cg_diff`: CG-Diff (50 steps)", "cg_diff", {"mode": "cg_diff"}),
-    Row("`forward_process`: after AnoFPDM", "forward_process", {"mode": "forward_process"}),
+    Row("`forward_process`: after AnoFPDM", "forward_process", {"mode": "forward_process", "num_draws": 2}),
     Row("`gradient` of the classifier", "gradient", {"mode": "gradient"}),
     Row("`layer_cam`", "layer_cam", {"mode": "layer_cam"}),
     Row("`grad_cam`", "grad_cam", {"mode": "grad_cam"}),

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from app_cdm.cldf.train import find_votes
+from app_cdm.cldf.votes import thorough
 from app_cdm.data.dataset import load_tagged_slices
 from app_cdm.data.tags import read_tags
 from app_cdm.metrics.overlap import dice
@@ -62,7 +63,7 @@ def _agreements(dataset: Path, run: Path) -> dict[str, dict[str, float]]:
     )
     folder = TaggedFolder(dataset / "images", read_tags(dataset / "slices.csv", {"tumor": "has_lesion"}, "val"), "{image}_flair.nii.gz")
     data = load_tagged_slices(folder.paths, folder.tags, pipeline.description.preprocess)
-    saliency = pipeline.settings_for("cdm_saliency").saliency
+    saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)
     version = pipeline.with_networks(pixel_decoder=None, student=None).model_version
     votes = find_votes(model, data, saliency, Stage(run / f"votes_{version}", version, 0, torch.device("cpu")))[0]
     opinions = {

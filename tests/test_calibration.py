@@ -17,6 +17,7 @@ from app_cdm.data.volume import read_volume
 from app_cdm.pipeline import CDMPipeline, ModelDescription
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from app_cdm.saliency.candidates import CANDIDATES, candidate_peaks
+from tests.networks.test_student import tiny_student
 from tests.saliency.counting import batch_sizes
 from tests.tiny_networks import TINY, tiny_saliency_model
 from tests.training.synthetic import write_blob_study
@@ -88,6 +89,28 @@ def test_only_the_modes_asked_for_are_judged(pipeline: CDMPipeline, study: Study
     assert not sizes
     assert gate_only.settings.saliency == FAST.saliency
     assert gate_only.settings.mask == found.settings.mask
+
+
+def test_gate_of_a_model_with_a_student_is_judged_as_requests_are_answered(pipeline: CDMPipeline, study: Study) -> None:
+    paths, tags = study
+    with_student = pipeline.with_networks(student=tiny_student(num_classes=1), training={"calibration": {"noise_levels": "kept"}})
+    found = calibrate(with_student, paths, tags, FAST, modes=())
+    assert found.record["gate_threshold"] != calibrate(pipeline, paths, tags, FAST, modes=()).record["gate_threshold"]
+
+    calibrated = found.of(with_student)
+    assert calibrated.config.training["calibration"] == {"noise_levels": "kept", **found.record}
+    threshold = found.record["gate_threshold"]["chosen"]
+    for method in ("student", "cdm_saliency"):
+        own = calibrated.settings_for(method)
+        assert own.mask.gate_threshold == threshold
+    scores, states = [], []
+    for name, path in paths.items():
+        answer = calibrated.segment(read_volume(path), calibrated.settings_for("student"))
+        scores += answer.slice_scores["blob"]
+        states += tags.states(name, len(answer.slice_scores["blob"]))[:, 0].tolist()
+    decided, present = np.array(scores) >= threshold, np.array(states) == 1
+    hits, wrong = (decided & present).sum(), (decided != present).sum()
+    assert found.record["gate_threshold"]["slice_f1"] == pytest.approx(2 * hits / (2 * hits + wrong), abs=1e-4)
 
 
 def test_cg_cdm_is_judged_at_the_level_chosen_for_the_published_algorithm(pipeline: CDMPipeline, study: Study) -> None:

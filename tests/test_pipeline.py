@@ -259,6 +259,13 @@ def test_existing_folder_is_replaced_as_a_whole(pipeline: CDMPipeline, tmp_path:
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+def test_saved_model_does_not_say_where_it_was_loaded_from(pipeline: CDMPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "first")
+    CDMPipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / "second").rglob("*.json"))
+    assert CDMPipeline.from_pretrained(tmp_path / "second").model_version == pipeline.model_version
+
+
 def test_failed_save_leaves_the_old_folder(pipeline: CDMPipeline, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     make_pipeline(1).save_pretrained(folder)

@@ -61,6 +61,12 @@ def inputs_of(data: TaggedSlices, index: torch.Tensor, class_index: int) -> Sali
     return SaliencyInputs(data.slices[index], data.positions[index], tuple((index - first).tolist()), class_index)
 
 
+def thorough(settings: SaliencySettings) -> SaliencySettings:
+    """The same with the draws and mirror images that votes are made of: they are made once, and what they teach stays."""
+    defaults = SaliencySettings()
+    return settings.replace(num_draws=defaults.num_draws, flip=defaults.flip)
+
+
 def volume_saliency(levels: torch.Tensor, slices: torch.Tensor, settings: SaliencySettings, slice_smoothing: float) -> np.ndarray:
     """One diffusion map of the positive slices of a volume, comparable between them.
 

@@ -26,10 +26,11 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="precision of the weights on disk")
     parser.add_argument(
         "--modes",
-        nargs="+",
+        nargs="*",
         choices=[*CANDIDATES, "all"],
         default=list(DEFAULT_MODES),
-        help=f"modes whose noise level or guidance scale is chosen; default {' '.join(DEFAULT_MODES)}, all takes several times as long",
+        help=f"modes whose noise level or guidance scale is chosen; default {' '.join(DEFAULT_MODES)}, all takes several times as long, "
+        "nothing after it leaves them all as they are",
     )
     parser.set_defaults(run=run)
 
@@ -45,6 +46,6 @@ def run(options: argparse.Namespace) -> int:
         calibration = calibrate(
             pipeline, folders[0].paths, folders[0].tags, settings, modes, lambda share: bar.update(round(share * 100) - bar.n)
         )
-    pipeline.with_settings(calibration.settings, {"calibration": calibration.record}).save_pretrained(options.output, DTYPES[options.dtype])
+    calibration.of(pipeline).save_pretrained(options.output, DTYPES[options.dtype])
     print(json.dumps({"model": str(options.output), **calibration.record}, indent=1))
     return 0

@@ -1,34 +1,64 @@
-"""Which slices hold a class: the classifier's probability, made consistent along the slicing axis."""
+"""Which slices hold a class: log-odds of the classifier and, where there is one, the student, made consistent along the slicing axis."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import ndimage, special
 
 from app_cdm.config import MaskSettings
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 
 MAX_LOGIT = 12.0
+TOP_SHARE = 0.01  # of the pixels of a map, which speak for the slice
+SURE_LOGIT = 4.0  # log-odds of maps from which nobody else is asked
+REACH_MM = 6.0  # as far as the widest smoothing of scores that is chosen from
 
 
 def slice_logits(classifier: NoiseConditionalClassifier, slices: torch.Tensor, batch_images: int = 64) -> torch.Tensor:
-    """`(S, C)` log-odds of each class in clean slices, the mean of a slice and its mirror image.
+    """`(S, C)` log-odds of each class in clean slices.
 
     Args:
         classifier: of clean and noised slices.
         slices: `(S, 1, H, W)` in [-1, 1].
         batch_images: most images in one call.
     """
-    device, results = classifier.device, []
+    results = []
     with torch.no_grad():
-        for start in range(0, slices.shape[0], max(1, batch_images // 2)):
-            part = slices[start : start + max(1, batch_images // 2)].to(device)
-            both = torch.cat([part, part.flip(-1)])
-            timesteps = torch.zeros(both.shape[0], dtype=torch.long, device=device)
-            first, second = classifier(both, timesteps).chunk(2)
-            results.append(((first + second) / 2).cpu())
+        for part in slices.split(max(1, batch_images)):
+            timesteps = torch.zeros(part.shape[0], dtype=torch.long, device=classifier.device)
+            results.append(classifier(part.to(classifier.device), timesteps).cpu())
     return torch.cat(results)
+
+
+def map_logits(maps: np.ndarray) -> np.ndarray:
+    """`(S,)` log-odds that each slice of an `(S, H, W)` map of probabilities holds the target: the mean over the highest hundredth."""
+    pixels = maps.reshape(len(maps), -1)
+    count = max(1, round(TOP_SHARE * pixels.shape[1]))
+    top = np.partition(pixels, pixels.shape[1] - count, axis=1)[:, -count:]
+    return np.asarray(np.clip(special.logit(top.astype(np.float64)), -MAX_LOGIT, MAX_LOGIT).mean(axis=1))
+
+
+def joint_logits(of_maps: np.ndarray, classify: Callable[[np.ndarray], np.ndarray], slice_spacing_mm: float) -> np.ndarray:
+    """`(S, C)` log-odds of two networks that err differently: the mean of a map's and the classifier's.
+
+    Where the maps are sure of every class, and of the same within reach, the classifier is not asked, and their log-odds stand alone.
+
+    Args:
+        of_maps: `(S, C)` of `map_logits`.
+        classify: `(n,)` indices of slices to their `(n, C)` log-odds.
+        slice_spacing_mm: distance between slices.
+    """
+    size = 2 * math.ceil(REACH_MM / slice_spacing_mm) + 1
+    highest, lowest = (find(of_maps, size, axis=0, mode="nearest") for find in (ndimage.maximum_filter1d, ndimage.minimum_filter1d))
+    asked = np.flatnonzero(~((highest < -SURE_LOGIT) | (lowest > SURE_LOGIT)).all(axis=1))
+    joint = of_maps.copy()
+    if len(asked):
+        joint[asked] = (joint[asked] + np.clip(classify(asked), -MAX_LOGIT, MAX_LOGIT)) / 2
+    return joint
 
 
 def slice_scores(logits: np.ndarray, slice_spacing_mm: float, smoothing_mm: float) -> np.ndarray:

@@ -23,14 +23,14 @@ class MapSource(Protocol):
 
 
 def map_source(
-    model: SaliencyModel, decoder: PixelDecoder | None, student: StudentNetwork | None, stack: SliceStack, settings: SegmentationSettings
+    model: SaliencyModel, decoder: PixelDecoder | None, student: StudentMaps | None, stack: SliceStack, settings: SegmentationSettings
 ) -> MapSource:
     """The source that `settings.method` names.
 
     Args:
         model: the networks of the diffusion model.
         decoder: the pixel decoder, if there is one.
-        student: the student, if there is one.
+        student: maps of the student, if there is one.
         stack: the slices of a volume.
         settings: method and, for `cdm_saliency`, the rest.
 
@@ -42,7 +42,7 @@ def map_source(
     if settings.method == "cldf" and decoder is not None:
         return lambda class_index, part: decoder_maps(model, decoder, _inputs(stack, part, class_index)).numpy()
     if settings.method == "student" and student is not None:
-        return StudentMaps(student, stack)
+        return student
     raise ValueError(
         f"method = {settings.method!r}: this model has not been trained for it; train the stages it lacks, or choose another method"
     )
@@ -54,20 +54,21 @@ class StudentMaps:
     Args:
         student: the network.
         stack: the slices of a volume.
+        batch_images: most slices in one call.
     """
 
-    def __init__(self, student: StudentNetwork, stack: SliceStack) -> None:
-        self._student, self._slices = student, stack.slices
+    def __init__(self, student: StudentNetwork, stack: SliceStack, batch_images: int) -> None:
+        self._student, self._slices, self._batch_images = student, stack.slices, batch_images
         self._found: dict[int, np.ndarray] = {}
 
     def __call__(self, class_index: int, part: np.ndarray) -> np.ndarray:
         missing = torch.tensor([int(index) for index in part if int(index) not in self._found], dtype=torch.long)
-        if len(missing):
-            one_volume = torch.zeros(len(self._slices), dtype=torch.long)
-            samples = with_neighbours(self._slices, missing, one_volume, self._student.config.num_neighbours)
+        one_volume = torch.zeros(len(self._slices), dtype=torch.long)
+        for some in missing.split(self._batch_images) if len(missing) else ():
+            samples = with_neighbours(self._slices, some, one_volume, self._student.config.num_neighbours)
             with torch.no_grad():
                 probabilities = torch.sigmoid(self._student(samples.to(self._student.device))).cpu().numpy()
-            self._found |= dict(zip(missing.tolist(), probabilities, strict=True))
+            self._found |= dict(zip(some.tolist(), probabilities, strict=True))
         return np.stack([self._found[int(index)][class_index] for index in part])
 
 

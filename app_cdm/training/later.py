@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app_cdm.cldf.train import DecoderTraining, find_votes
+from app_cdm.cldf.votes import thorough
 from app_cdm.data.dataset import TaggedSlices
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyModel
@@ -39,7 +40,7 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
     model = SaliencyModel(
         pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
     )
-    saliency = pipeline.settings_for("cdm_saliency").saliency
+    saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)
     base = pipeline.with_networks(pixel_decoder=None, student=None)
     tag_states = stage_id(data.image_ids, data.states.tolist())
 

@@ -184,7 +184,7 @@ def _calibrated(pipeline: CDMPipeline, paths: Mapping[str, Path], judged: TagTab
         found = calibrate(pipeline, paths, judged, pipeline.settings_for("cdm_saliency"), modes=())
     except TagError:
         return pipeline
-    return pipeline.with_settings(found.settings, {"calibration": found.record})
+    return found.of(pipeline)
 
 
 def _cut_for(current: CDMPipeline, held_out: Any, paths: Mapping[str, Path], judged: TagTable) -> Any:

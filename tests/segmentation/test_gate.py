@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from app_cdm.config import MaskSettings
-from app_cdm.segmentation.gate import positive_slices, slice_logits, slice_scores
+from app_cdm.segmentation.gate import joint_logits, map_logits, positive_slices, slice_logits, slice_scores
 from tests.saliency.counting import batch_sizes
 from tests.tiny_networks import tiny_inputs, tiny_saliency_model
 
@@ -21,15 +21,45 @@ def gate(text: str, **changes: object) -> str:
     return "".join("+" if kept else "." for kept in positive_slices(scores, MaskSettings().replace(**changes)))
 
 
-def test_logits_are_the_mean_of_a_slice_and_its_mirror_image_in_any_batch() -> None:
+def test_logits_are_the_classifiers_of_clean_slices_in_any_batch() -> None:
     model, slices = tiny_saliency_model(), tiny_inputs(5).slices
     with batch_sizes(model.classifier) as sizes:
-        found = slice_logits(model.classifier, slices, batch_images=4)
-    clean = torch.zeros(5, dtype=torch.long)
-    expected = (model.classifier(slices, clean) + model.classifier(slices.flip(-1), clean)) / 2
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(slice_logits(model.classifier, slices.flip(-1)), expected, atol=1e-5, rtol=1e-5)
-    assert sizes == [4, 4, 2]
+        found = slice_logits(model.classifier, slices, batch_images=2)
+    torch.testing.assert_close(found, model.classifier(slices, torch.zeros(5, dtype=torch.long)), atol=1e-5, rtol=1e-5)
+    assert sizes == [2, 2, 1]
+
+
+def test_brightest_hundredth_of_a_map_speaks_for_its_slice() -> None:
+    maps = np.full((3, 20, 20), 0.001, dtype=np.float32)
+    maps[1, 3, 4:8] = 0.9
+    maps[2] = 1.0
+    assert map_logits(maps) == pytest.approx([np.log(0.001 / 0.999), np.log(9), 12.0], rel=1e-4)
+    assert map_logits(np.zeros((1, 4, 4), dtype=np.float32)).tolist() == [-12.0]
+
+
+def test_classifier_is_asked_where_maps_are_unsure_or_change_within_reach() -> None:
+    of_maps = np.full((16, 2), -8.0)
+    of_maps[9:, 1] = 8.0  # absent, then present: sure, but not around the change
+    of_maps[3, 0] = -1.0
+    asked: list[int] = []
+
+    def classify(indices: np.ndarray) -> np.ndarray:
+        asked.extend(indices.tolist())
+        return np.stack([np.full(len(indices), -20.0), indices.astype(float)], axis=1)
+
+    joint = joint_logits(of_maps, classify, slice_spacing_mm=4.0)
+    assert asked == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+    expected = of_maps.copy()
+    expected[asked] = (of_maps[asked] + np.stack([np.full(9, -12.0), asked], axis=1)) / 2
+    assert np.array_equal(joint, expected)
+
+
+def test_classifier_is_not_asked_where_no_map_sees_anything() -> None:
+    def classify(_indices: np.ndarray) -> np.ndarray:
+        raise AssertionError("nobody sees anything")
+
+    of_maps = np.full((4, 1), -5.0)
+    assert np.array_equal(joint_logits(of_maps, classify, 5.0), of_maps)
 
 
 def test_scores_without_smoothing_are_probabilities() -> None:

@@ -43,7 +43,7 @@ def student_oracle(student: StudentNetwork, stack: SliceStack, class_index: int,
 
 def test_student_sees_each_slice_once_for_all_classes_with_its_neighbours(stack: SliceStack) -> None:
     student = tiny_student()
-    source = StudentMaps(student, stack)
+    source = StudentMaps(student, stack, 4)
     with batch_sizes(student) as sizes:
         for class_index, part in ((0, [0, 1, 2]), (0, [3, 6]), (1, [1, 2, 3]), (1, [6, 5, 0]), (0, [5])):
             found = source(class_index, np.array(part))
@@ -55,7 +55,7 @@ def test_student_sees_each_slice_once_for_all_classes_with_its_neighbours(stack:
 
 
 def test_classes_of_the_student_differ(stack: SliceStack) -> None:
-    source = StudentMaps(tiny_student(), stack)
+    source = StudentMaps(tiny_student(), stack, 64)
     assert np.abs(source(0, np.arange(7)) - source(1, np.arange(7))).max() > 0.01
 
 
@@ -69,7 +69,7 @@ def test_source_of_each_method(stack: SliceStack) -> None:
         "student": np.stack([student_oracle(student, stack, 1, index) for index in part]),
     }
     for method, maps in expected.items():
-        found = map_source(model, decoder, student, stack, FAST.replace(method=method))(1, part)
+        found = map_source(model, decoder, StudentMaps(student, stack, 64), stack, FAST.replace(method=method))(1, part)
         assert found.shape == (2, 16, 16)
         np.testing.assert_allclose(found, maps, atol=1e-5)
 
