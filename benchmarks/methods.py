@@ -22,7 +22,7 @@ from typing import Any
 from app_cdm.evaluation import EvaluationReport
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
-from benchmarks.cost import cost_table
+from benchmarks.cost import FORWARD_PROCESS, cost_table
 from benchmarks.refinement_agreement import agreement_table
 from demo.server import LabelServer, find_free_port
 
@@ -48,7 +48,7 @@ ROWS = (
     Row("`reference`: CDM as published (tau .95, R = 10)", "reference", {"mode": "reference"}),
     Row("`cg_cdm`: the same, guided by the classifier", "cg_cdm", {"mode": "cg_cdm"}),
     Row("`cg_diff`: CG-Diff (50 steps)", "cg_diff", {"mode": "cg_diff"}),
-    Row("`forward_process`: after AnoFPDM", "forward_process", {"mode": "forward_process", "num_draws": 2}),
+    Row("`forward_process`: after AnoFPDM", "forward_process", FORWARD_PROCESS),
     Row("`gradient` of the classifier", "gradient", {"mode": "gradient"}),
     Row("`layer_cam`", "layer_cam", {"mode": "layer_cam"}),
     Row("`grad_cam`", "grad_cam", {"mode": "grad_cam"}),
@@ -167,7 +167,7 @@ def document(options: argparse.Namespace) -> str:
         "",
         "## Cost",
         "",
-        "Counted, not timed, for one positive slice; the gate (two passes of the classifier) is the same for all. A backward pass "
+        "Counted, not timed, for one positive slice; the gate (a pass of the student, and one of the classifier where it is unsure) is the same for all. A backward pass "
         "counts as two forward ones.",
         "",
         *cost_table(pipeline),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from app_cdm.config import SaliencySettings
@@ -50,16 +50,16 @@ def directional_derivative(model: SaliencyModel, inputs: SaliencyInputs, samples
         return model.original_samples(samples, timesteps, condition)
 
     model.counter.images += samples.shape[0]  # the tangent costs about one evaluation more
-    with sdpa_kernel(SDPBackend.MATH), _contiguous_attention(model.unet):  # the fused kernels have no forward-mode derivative
+    with sdpa_kernel(SDPBackend.MATH), _contiguous_norms(model.unet):  # the fused kernels have no forward-mode derivative
         results = torch.func.jvp(predict, (embedding,), (direction,))
     return results[1].detach()
 
 
 @contextmanager
-def _contiguous_attention(unet: UNet2DModel) -> Iterator[None]:
-    """GroupNorm's forward-mode derivative takes contiguous tensors alone; attention returns transposed ones."""
-    blocks = [module for module in unet.modules() if isinstance(module, Attention)]
-    hooks = [block.register_forward_hook(lambda _module, _inputs, output: output.contiguous()) for block in blocks]
+def _contiguous_norms(unet: UNet2DModel) -> Iterator[None]:
+    """GroupNorm's forward-mode derivative takes contiguous tensors alone; attention returns transposed ones, convolutions channels last."""
+    norms = [module for module in unet.modules() if isinstance(module, nn.GroupNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:])) for norm in norms]
     try:
         yield
     finally:
