@@ -29,13 +29,18 @@ def main() -> int:
 
 def cost_table(pipeline: CDMPipeline) -> list[str]:
     """Lines of the table: a positive slice of one class, the gate left out, because all methods share it."""
-    found = {name: _cost(pipeline, name) for name in ["student", "cldf", *METHODS] if name in METHODS or name in pipeline.methods}
+    found = costs(pipeline)
     published = found[PUBLISHED][1]
     lines = ["| method | U-Net evaluations a slice | multiply-adds a slice (10^9) | share of CDM as published |", "|---|---|---|---|"]
     for name, (evaluations, multiply_adds) in found.items():
         share = f"1 / {published / multiply_adds:.0f}" if 0 < multiply_adds <= published / 2 else f"{multiply_adds / published:.2f}"
         lines.append(f"| `{name}` | {evaluations} | {multiply_adds / 1e9:.3f} | {share} |")
     return lines
+
+
+def costs(pipeline: CDMPipeline) -> dict[str, tuple[int, float]]:
+    """Method -> U-Net evaluations and multiply-adds of one positive slice of one class, without the gate."""
+    return {name: _cost(pipeline, name) for name in ["student", "cldf", *METHODS] if name in METHODS or name in pipeline.methods}
 
 
 def _cost(pipeline: CDMPipeline, name: str) -> tuple[int, float]:

@@ -167,8 +167,8 @@ def document(options: argparse.Namespace) -> str:
         "",
         "## Cost",
         "",
-        "Counted, not timed, for one positive slice; the gate (a pass of the student, and one of the classifier where it is unsure) is the same for all. A backward pass "
-        "counts as two forward ones.",
+        "Counted, not timed, for one positive slice; the gate (a pass of the student, and one of the classifier where it is "
+        "unsure) is the same for all. A backward pass counts as two forward ones.",
         "",
         *cost_table(pipeline),
         "",

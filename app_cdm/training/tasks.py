@@ -39,7 +39,7 @@ class DiffusionTask(TrainingTask):
         self.focus = tuple(find_timestep(scheduler, level) for level in settings.focus_noise_levels)
 
     def loss(self, generator: torch.Generator, batch_size: int) -> torch.Tensor:
-        slices, states, positions = _draw(self.data, self.settings, generator, batch_size)
+        slices, states, positions = draw_batch(self.data, self.settings, generator, batch_size)
         timesteps = torch.randint(0, self.max_timestep + 1, (batch_size,), generator=generator)
         focused = torch.randint(self.focus[0], self.focus[1] + 1, (batch_size,), generator=generator)
         timesteps = torch.where(torch.rand(batch_size, generator=generator) < self.settings.focus_probability, focused, timesteps)
@@ -73,7 +73,7 @@ class ClassifierTask(TrainingTask):
         self.max_timestep = find_timestep(scheduler, settings.max_noise_level)
 
     def loss(self, generator: torch.Generator, batch_size: int) -> torch.Tensor:
-        slices, states, _ = _draw(self.data, self.settings, generator, batch_size)
+        slices, states, _ = draw_batch(self.data, self.settings, generator, batch_size)
         timesteps = (torch.rand(batch_size, generator=generator).square() * self.max_timestep).long()
         is_clean = torch.rand(batch_size, generator=generator) < self.settings.clean_probability
         timesteps = torch.where(is_clean, 0, timesteps)
@@ -92,7 +92,7 @@ class ClassifierTask(TrainingTask):
         return loss + self.settings.bag_weight * self.team.sum(of_bag / self.team.size)
 
 
-def _draw(
+def draw_batch(
     data: TaggedSlices, settings: TrainSettings, generator: torch.Generator, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A balanced, augmented batch: slices, states and positions."""
