@@ -8,17 +8,15 @@ import os
 import re
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import LabelNotFoundException
 
 from app_cdm.data.volume import DicomSeries, find_dicom_series, read_dicom_series, read_volume, write_map
+from lib.index import FINAL, FolderIndex, one_at_a_time
 from lib.server.errors import UnusableRequestError
 
 logger = logging.getLogger(__name__)
@@ -26,23 +24,11 @@ logger = logging.getLogger(__name__)
 IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.png", "*.jpg", "*.jpeg")
 # Marks an image whose source is a DICOM series; never the suffix of a file.
 SERIES = ".dicom-series"
+SUFFIXES = (SERIES, *(pattern.lstrip("*") for pattern in IMAGE_PATTERNS))
 MAX_TOLD = 50
 
-Method = TypeVar("Method", bound=Callable[..., Any])
 
-
-def one_at_a_time(method: Method) -> Method:
-    """Serialises methods of one datastore: the host swaps its in-memory index under a writer, which then loses its entry."""
-
-    @wraps(method)
-    def locked(self: FolderDatastore, *args: Any, **kwargs: Any) -> Any:
-        with self.index_lock:
-            return method(self, *args, **kwargs)
-
-    return locked  # type: ignore[return-value]  # wraps keeps the signature
-
-
-class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no types
+class FolderDatastore(FolderIndex):
     """MONAI Label's local datastore, which also knows the DICOM series below the folder.
 
     A series' id is its SeriesInstanceUID, as with DICOMweb. It is converted to NIfTI on first use, with the geometry
@@ -62,6 +48,7 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         self._converting = threading.Lock()
         self._series, self.left_out = survey(Path(folder))
         super().__init__(str(folder), extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
+        self.follow()
 
     def rescan(self) -> None:
         """Looks at the folder again, for DICOM series too; only files directly in it are followed by themselves."""
@@ -112,11 +99,16 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Image and label pairs; a DICOM series is named by its converted file."""
-        pairs: list[dict[str, Any]] = super().datalist(full_path)
-        converted = {os.path.realpath(series.files[0]): image_id for image_id, series in self._series.items()}
-        for pair in pairs:
-            if pair["image"] in converted:
-                pair["image"] = self.get_image_uri(converted[pair["image"]])
+        if not full_path:
+            return list(super().datalist(full_path))
+        images, labels = (os.path.realpath(path) for path in (self._datastore.image_path(), self._datastore.label_path(FINAL)))
+        pairs = []
+        for image_id, entry in list(self._datastore.objects.items()):
+            label = entry.labels.get(FINAL)
+            if label is not None:
+                is_series = image_id in self._series
+                image = self.get_image_uri(image_id) if is_series else _real(images, self._filename(image_id, entry.image.ext))
+                pairs.append({"image": image, "label": _real(labels, self._filename(image_id, label.ext))})
         return pairs
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -124,10 +116,8 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         if image_id in self._series:
             raise UnusableRequestError(f"image {image_id!r} is a DICOM series of the studies: choose another id")
         read_volume(Path(image_filename))
-        with self.index_lock:
-            return str(super().add_image(image_id, image_filename, image_info))
+        return super().add_image(image_id, image_filename, image_info)
 
-    @one_at_a_time
     def remove_image(self, image_id: str) -> None:
         """Removes an image and its labels; never a DICOM file."""
         if image_id in self._series:
@@ -139,14 +129,11 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Stores a label, once it has proved to be readable."""
         read_volume(Path(label_filename))
-        with self.index_lock:
-            return str(super().save_label(image_id, label_filename, label_tag, label_info))
+        return super().save_label(image_id, label_filename, label_tag, label_info)
 
     def status(self) -> dict[str, Any]:
-        """Counts for `/info/`; from a copy, because `/info/` must not wait for the index."""
-        tags = [tag for image in list(self._datastore.objects.values()) for tag in list(image.labels)]
-        completed = tags.count(DefaultLabelTag.FINAL.value)
-        counts = {"total": len(self.list_images()), "completed": completed, "label_tags": dict(Counter(tags))}
+        """Counts for `/info/`."""
+        counts = {"total": len(self._datastore.objects), "completed": len(self.labelled()), "label_tags": self.label_tags()}
         return counts | told(self.left_out)
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
@@ -159,25 +146,18 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
             raise LabelNotFoundException("no image has a final label yet: submit one with PUT /datastore/label")
         return str(super().get_dataset_archive(limit_cases))
 
-    remove_label = one_at_a_time(LocalDatastore.remove_label)
-    update_image_info = one_at_a_time(LocalDatastore.update_image_info)
-    update_label_info = one_at_a_time(LocalDatastore.update_label_info)
-    _reconcile_datastore = one_at_a_time(LocalDatastore._reconcile_datastore)
-    _init_from_datastore_file = one_at_a_time(LocalDatastore._init_from_datastore_file)
-    _update_datastore_file = one_at_a_time(LocalDatastore._update_datastore_file)
     get_labeled_images = one_at_a_time(LocalDatastore.get_labeled_images)
     get_unlabeled_images = one_at_a_time(LocalDatastore.get_unlabeled_images)
-    json = one_at_a_time(LocalDatastore.json)
 
     # The three hooks through which the host maps ids to files.
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        suffixes = (SERIES, *(pattern.lstrip("*") for pattern in IMAGE_PATTERNS))
-        suffix = next((item for item in suffixes if file.lower().endswith(item)), None)
-        if suffix is None:
-            image_id, suffix = super()._to_id(file)
-            return str(image_id), str(suffix)
-        return file[: -len(suffix)], file[-len(suffix) :]
+        lower = file.lower()
+        for suffix in SUFFIXES:
+            if lower.endswith(suffix):
+                return file[: -len(suffix)], file[-len(suffix) :]
+        image_id, suffix = super()._to_id(file)
+        return str(image_id), str(suffix)
 
     def _filename(self, id: str, ext: str) -> str:
         # An absolute path survives os.path.join; the DICOM file stands for the series in the host's existence checks.
@@ -190,6 +170,12 @@ class FolderDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
         if path == self._datastore.image_path():
             files |= {f"{image_id}{SERIES}": f"{image_id}{SERIES}" for image_id in self._series}
         return files
+
+
+def _real(folder: str, name: str) -> str:
+    """Path of a file with links followed; of a folder with many files, the folder's own are followed once."""
+    path = os.path.join(folder, name)
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def survey(folder: Path) -> tuple[dict[str, DicomSeries], dict[str, str]]:

@@ -20,6 +20,7 @@ MAX_SAMPLED_VOXELS = 2_000_000
 FOREGROUND_FRACTION = 0.1
 MIN_LINE_COVERAGE = 0.01
 MIN_SLICE_VOXELS = 8
+SLICES_AT_ONCE = 64  # bounded memory for thousand-slice volumes
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,34 @@ class SliceGeometry:
         Returns:
             `(X, Y, Z)` float32 in the file's voxel order.
         """
+        volume = np.full(self.source_shape, fill, dtype=np.float32)
+        self._place(maps, volume)
+        return volume
+
+    def to_mask(self, maps: torch.Tensor) -> np.ndarray:
+        """Where maps are above 0 on the source voxel grid: `to_volume(maps, fill=-1.0) > 0` in a fifth of the memory.
+
+        Args:
+            maps: as of `to_volume`.
+
+        Returns:
+            `(X, Y, Z)` bool in the file's voxel order.
+        """
+        mask = np.zeros(self.source_shape, dtype=bool)
+        self._place(maps, mask)
+        return mask
+
+    def _place(self, maps: torch.Tensor, target: np.ndarray) -> None:
+        """Writes maps, or where they are above 0, into an array in the file's voxel order."""
         top, left = self.padding
         inner = maps[:, None, top : top + self.resized[0], left : left + self.resized[1]].float()
         row0, row1, column0, column1 = self.crop
-        rows, columns = self._display_shape()
-        display = np.full((rows, columns, maps.shape[0]), fill, dtype=np.float32)
-        for start in range(0, maps.shape[0], 64):  # bounded memory for thousand-slice volumes
-            part = F.interpolate(inner[start : start + 64], size=(row1 - row0, column1 - column0), mode="bilinear", align_corners=False)
-            display[row0:row1, column0:column1, start : start + 64] = part[:, 0].permute(1, 2, 0).cpu().numpy()
-        inverse = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), self.to_display)
-        return np.ascontiguousarray(orientations.apply_orientation(display, inverse))
-
-    def _display_shape(self) -> tuple[int, int]:
-        order = np.argsort(self.to_display[:, 0])
-        return self.source_shape[order[0]], self.source_shape[order[1]]
+        display = orientations.apply_orientation(target, self.to_display)  # a view: what is written goes into the target
+        for start in range(0, maps.shape[0], SLICES_AT_ONCE):
+            size = (row1 - row0, column1 - column0)
+            part = F.interpolate(inner[start : start + SLICES_AT_ONCE], size=size, mode="bilinear", align_corners=False)
+            values = part[:, 0].permute(1, 2, 0).cpu().numpy()
+            display[row0:row1, column0:column1, start : start + SLICES_AT_ONCE] = values > 0 if target.dtype == bool else values
 
 
 @dataclass(frozen=True)
@@ -192,11 +207,11 @@ def _resize(display: np.ndarray, geometry: SliceGeometry, low: float, high: floa
     top, left = geometry.padding
     rows, columns = geometry.resized
     slices = torch.full((display.shape[2], 1, geometry.image_size, geometry.image_size), -1.0)
-    for start in range(0, display.shape[2], 64):
-        part = torch.from_numpy(np.ascontiguousarray(display[row0:row1, column0:column1, start : start + 64], dtype=np.float32))
+    for start in range(0, display.shape[2], SLICES_AT_ONCE):
+        part = torch.from_numpy(np.ascontiguousarray(display[row0:row1, column0:column1, start : start + SLICES_AT_ONCE], dtype=np.float32))
         part = ((part - low) * (2.0 / (high - low)) - 1.0).clamp_(-1.0, 1.0).permute(2, 0, 1)[:, None]
         resized = F.interpolate(part, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-        slices[start : start + 64, :, top : top + rows, left : left + columns] = resized
+        slices[start : start + SLICES_AT_ONCE, :, top : top + rows, left : left + columns] = resized
     return slices
 
 

@@ -120,4 +120,4 @@ def masks_on_source_grid(maps: np.ndarray, limits: np.ndarray, kept: np.ndarray,
     # What was not kept stays below the threshold, even where its own map is above.
     surface = np.where(kept, above, below)
     surface[~kept.any(axis=(1, 2))] = -1.0
-    return geometry.to_volume(torch.from_numpy(surface.astype(np.float32)), fill=-1.0) > 0
+    return geometry.to_mask(torch.from_numpy(surface.astype(np.float32)))

@@ -31,6 +31,7 @@ def find_doubts(pipeline: CDMPipeline, classifier: NoiseConditionalClassifier, v
         VolumeError: the image cannot be cut into slices.
     """
     stack = cut_slices(volume, pipeline.description.preprocess)
+    del volume  # a large one beside that of a request; the slices are small, and scoring them takes long
     logits = slice_logits(classifier, stack.slices, BATCH_IMAGES).numpy()
     smoothing_mm = pipeline.settings_for("cdm_saliency").mask.gate_smoothing_mm
     scores = [slice_scores(logits[:, index], stack.geometry.slice_spacing_mm, smoothing_mm) for index in range(len(pipeline.class_names))]

@@ -25,9 +25,9 @@ class Offers:
         self._noted[image] = time.time()
 
     def times(self, datastore: Datastore) -> dict[str, float]:
-        """Image -> seconds since 1970; images that were never offered may be missing."""
+        """Image -> seconds since 1970; images that were never offered are missing."""
         objects = list(datastore._datastore.objects.items())  # image by image, the host would copy and resolve every path
-        stored = {image: offered_at(entry.image.info) for image, entry in objects}
+        stored = {image: offered_at(entry.image.info) for image, entry in objects if "strategy" in entry.image.info}
         return stored | {image: max(moment, stored.get(image, 0.0)) for image, moment in self._noted.items()}
 
 

@@ -84,13 +84,13 @@ class Uncertain(TagStrategy):
     def order(self, datastore: Datastore) -> Order:
         """By doubt, among images that were offered equally long ago."""
         self._scorer.wake()
-        ranking, times, known = self._scorer.ranking(), self._offers.times(datastore), self._tags.known()
+        ranking, times, known = self._scorer.ranking(), self._offers.times(datastore), self._tags.store.known()
 
         def key(image: str) -> tuple[bool, float, float, str]:
-            doubts = ranking.doubts.get(image, {})
-            open_classes = {name: value for name, value in doubts.items() if name not in known.get(image, {})}
-            # Negative where scored, 1 where not.
-            doubt = -max((open_classes or doubts).values(), default=-1.0)
+            doubts, doubt = ranking.doubts.get(image), 1.0
+            if doubts:  # negative where scored, 1 where not
+                tags = known.get(image, {})
+                doubt = -max([value for name, value in doubts.items() if name not in tags] or doubts.values())
             return image in ranking.unusable, times.get(image, 0.0), doubt, image
 
         return key

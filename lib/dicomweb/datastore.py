@@ -13,28 +13,26 @@ from typing import Any
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from app_cdm.data.header import read_grid
 from app_cdm.data.volume import VolumeError, read_volume, write_map, write_mask
 from lib.datastore import told
 from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
-from lib.dicomweb.index import LockedIndex
 from lib.dicomweb.modalities import IMAGE_MODALITIES
 from lib.dicomweb.segmentation import read_segmentation
 from lib.dicomweb.segments import name_segments
 from lib.dicomweb.waiting import limit_waiting
+from lib.index import FINAL, FolderIndex
 from lib.server.errors import LIST_IMAGES, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
-FINAL: str = DefaultLabelTag.FINAL.value
 # Key of a final label's info: segmentations in the PACS that it stands for, or is newer than.
 SEEN = "segmentations"
 
 
-class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # monailabel ships no types
+class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # monailabel ships no types
     """Images are series of the PACS, by SeriesInstanceUID; final labels are its segmentations.
 
     A series is fetched on first use, whole or not at all, and again when its number of instances changes. It is converted
@@ -110,7 +108,7 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], **options: Any) -> str:
         """Keeps a label here; a final one is the newest there is, whatever the PACS holds by now."""
         self.get_image_uri(image_id)
-        label_id = str(LockedIndex.save_label(self, image_id, label_filename, label_tag, label_info))
+        label_id = str(FolderIndex.save_label(self, image_id, label_filename, label_tag, label_info))
         if label_tag == FINAL:
             self.note_segmentations(image_id)
         return label_id
@@ -123,8 +121,7 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
 
     def status(self) -> dict[str, Any]:
         """Counts for `/info/`."""
-        kept = [tag for image in list(self._datastore.objects.values()) for tag in list(image.labels)]
-        tags = {tag: kept.count(tag) for tag in kept}
+        tags = self.label_tags()
         labelled = len(self.get_labeled_images())
         counts = {"total": len(self.list_images()), "completed": labelled, "label_tags": tags | ({FINAL: labelled} if labelled else {})}
         return counts | told(self.left_out)
@@ -164,7 +161,7 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".add_") as work:
             written = Path(work) / target.name
             write_map(volume.array, volume, written)
-            LockedIndex.add_image(self, series.uid, str(written), self._dicom_info(series.uid))
+            FolderIndex.add_image(self, series.uid, str(written), self._dicom_info(series.uid))
 
     def _dicom_info(self, series_id: str) -> dict[str, Any]:
         item = Dataset.from_json(self._client.search_for_series(search_filters={"SeriesInstanceUID": series_id})[0])
@@ -189,7 +186,7 @@ class PacsDatastore(DICOMWebDatastore, LockedIndex):  # type: ignore[misc]  # mo
         with tempfile.TemporaryDirectory() as work:
             written = Path(work) / "label.nii.gz"
             write_mask(named.mask, image, written)
-            LockedIndex.save_label(self, segmentation.image, str(written), FINAL, info)
+            FolderIndex.save_label(self, segmentation.image, str(written), FINAL, info)
 
 
 def mend_pacs(datastore: DICOMWebDatastore, modalities: Sequence[str], class_names: Callable[[], Sequence[str]]) -> PacsDatastore:
@@ -208,6 +205,7 @@ def mend_pacs(datastore: DICOMWebDatastore, modalities: Sequence[str], class_nam
     datastore.__class__ = PacsDatastore
     datastore.index_lock = threading.RLock()
     datastore.fetching, datastore.left_out = {}, {}
+    datastore.follow()
     datastore.archive = Archive(datastore._client, modalities, search_filter, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY)
     datastore.class_names = class_names
     limit_waiting(datastore._client._session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -22,6 +23,7 @@ from lib.server.checks import check_image_id
 from lib.server.errors import UnknownNameError, UnusableRequestError
 from lib.server.page import PREFIX
 from lib.server.tags import book, describe, known
+from lib.tags.record import TagEvent
 from lib.trainers.weak_label import NAME as WEAK_LABEL
 from lib.trainers.weak_label import is_training, served_versions
 
@@ -62,18 +64,10 @@ def cases(query: str = "", state: State = "all", offset: int = 0, limit: int = 5
     """
     if offset < 0 or not 0 < limit <= MAX_PAGE:
         raise UnusableRequestError(f"offset = {offset}, limit = {limit}: offset must be at least 0, limit 1 to {MAX_PAGE}")
-    rows: dict[str, dict[str, Any]] = {
-        image: {"image": image, "tags": {}, "users": [], "time": None} for image in sorted(book().images.ids())
-    }
-    for event in book().store.current():
-        row = rows.get(event.image)
-        if row is not None and event.value is not None:
-            row["tags"][event.class_name] = event.value
-            row["users"] = sorted({*row["users"], event.user})
-            row["time"] = max(row["time"] or "", event.time)
-    names = book().class_names()
-    found = [row for row in rows.values() if _is_wanted(row, query.casefold(), state, names)]
-    return {"total": len(rows), "found": len(found), "offset": offset, "cases": found[offset : offset + limit]}
+    images, events, names = sorted(book().images.ids()), book().store.current_by_image(), book().class_names()
+    found = [image for image in images if _is_wanted(image, events.get(image, ()), query.casefold(), state, names)]
+    shown = [_row(image, events.get(image, ())) for image in found[offset : offset + limit]]
+    return {"total": len(images), "found": len(found), "offset": offset, "cases": shown}
 
 
 @router.get("/case/{image}")
@@ -134,8 +128,21 @@ def study_of(image: str) -> str | None:
     return str(uid) if uid and uid != "UNK" else None
 
 
-def _is_wanted(row: dict[str, Any], query: str, state: State, names: tuple[str, ...]) -> bool:
-    if query and not any(query in text.casefold() for text in (row["image"], *row["users"])):
+def _row(image: str, events: Collection[TagEvent]) -> dict[str, Any]:
+    given = [event for event in events if event.value is not None]
+    return {
+        "image": image,
+        "tags": {event.class_name: event.value for event in given},
+        "users": sorted({event.user for event in given}),
+        "time": max((event.time for event in given), default=None),
+    }
+
+
+def _is_wanted(image: str, events: Collection[TagEvent], query: str, state: State, names: tuple[str, ...]) -> bool:
+    if state == "all" and not query:
+        return True
+    given = {event.class_name: event for event in events if event.value is not None}
+    if query and query not in image.casefold() and not any(query in event.user.casefold() for event in given.values()):
         return False
-    is_complete = bool(row["tags"]) and all(name in row["tags"] for name in names)
-    return state == "all" or (state == "tagged" and bool(row["tags"])) or (state == "open" and not is_complete)
+    is_complete = bool(given) and all(name in given for name in names)
+    return state == "all" or (state == "tagged" and bool(given)) or (state == "open" and not is_complete)

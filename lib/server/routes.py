@@ -12,6 +12,8 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi.background import BackgroundTasks
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, logs, model, scoring, session, train, wsi_infer
@@ -91,21 +93,30 @@ def checked_route(module: ModuleType, route: APIRoute, turns: anyio.CapacityLimi
     )
 
 
-def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Response:
     """Checks the arguments and runs the stock endpoint, or our own in its place; called in a worker thread."""
     app = app_instance()
     try:
         if key in RULES:
             RULES[key](app, arguments)
         result = REPLACED[key](app, arguments) if key in REPLACED else asyncio.run(endpoint(**arguments))
+        return as_response(key, result)
     except BaseException:
         # FastAPI drops background tasks when a request fails; here they remove uploaded files.
         run_now(arguments.get("background_tasks"))
         raise
+
+
+def as_response(key: str, result: Any) -> Response:
+    """What an endpoint returned as a response; made in the worker thread, because a long list of images takes long to write."""
+    if isinstance(result, Response):
+        return result
     if key == "info.api_app_info":
         # Slicer takes a top-level "config" for a server too old to talk to.
-        return {name: value for name, value in plain(result).items() if name != "config"}
-    return result
+        result = {name: value for name, value in plain(result).items() if name != "config"}
+    if key != "datastore.api_datastore":  # which is plain, and as long as there are images
+        result = jsonable_encoder(result)
+    return JSONResponse(result)
 
 
 def reload() -> dict[str, Any]:

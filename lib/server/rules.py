@@ -35,7 +35,7 @@ def known_image(app: MONAILabelApp, name: str) -> None:
     why = getattr(app.datastore(), "left_out", {}).get(name)
     if why is not None:
         raise VolumeError(f"DICOM series {name} is left out: {why}")
-    if not isinstance(app.datastore(), DICOMWebDatastore) and name not in app.datastore().list_images():
+    if not isinstance(app.datastore(), DICOMWebDatastore) and not app.datastore().has_image(name):
         raise UnknownNameError("image", name, hint=LIST_IMAGES)
 
 

@@ -62,18 +62,17 @@ class TagBook:
         return {**dict.fromkeys(self.class_names()), **self.store.tags(image)}
 
     def known(self) -> TagsByImage:
-        """Image -> class -> tag, for images that are there; what is unknown is left out."""
-        present = self.images.ids()
-        known: TagsByImage = {}
-        for event in self.store.current():
-            if event.value is not None and event.image in present:
-                known.setdefault(event.image, {})[event.class_name] = event.value
-        return known
+        """Image -> class -> tag, by name, for images that are there; what is unknown is left out."""
+        known = self.store.known()
+        return {image: known[image] for image in sorted(self.images.ids() & known.keys())}
+
+    def tagged(self) -> set[str]:
+        """Images that are there and have a tag for some class."""
+        return self.images.ids() & self.store.known().keys()
 
     def complete(self) -> set[str]:
         """Images that are there and have a tag for every class; for any class while none is known."""
-        names = self.class_names()
-        return {image for image, by_class in self.known().items() if all(name in by_class for name in names)}
+        return self.images.ids() & self.store.complete(self.class_names())
 
     def table(self) -> TagTable:
         """What training learns from: images that are there, with their tags and patients; a table's patients count before DICOM's."""
@@ -86,7 +85,7 @@ class TagBook:
         """How far tagging has come, and who did it."""
         tags, num_images = self.known(), len(self.images.ids())
         names = sorted({*self.class_names(), *(name for by_class in tags.values() for name in by_class)})
-        events = [event for event in self.store.current() if event.class_name in tags.get(event.image, {})]
+        events = [event for event in self.store.current() if event.class_name in tags.get(event.image, ())]
         return {
             "images": num_images,
             "tagged": len(tags),

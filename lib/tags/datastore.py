@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.interfaces.datastore import Datastore
 
 from app_cdm.data.dicom_seg import Authorship
 from app_cdm.data.volume import read_volume, write_mask
+from lib.index import FolderIndex
 from lib.segmentations import drawn_by, segment_values, store_segmentation
 from lib.server.errors import UnusableRequestError
 from lib.tags.book import TagBook
@@ -23,7 +23,7 @@ from lib.tags.mask import on_image_grid
 from lib.tags.submission import FINAL, TAGS, acting_user, submission
 
 
-class TaggedDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships no types
+class TaggedDatastore(FolderIndex):
     """Diverts the info key `tags` to the tag store; everything else goes where the host puts it."""
 
     tag_book: TagBook
@@ -109,12 +109,8 @@ class TaggedDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel ships
     def status(self) -> dict[str, Any]:
         """Counts for `/info/`: completed is every image with a tag or a final label, once; viewers allow training above 0."""
         status: dict[str, Any] = super().status()
-        tagged = set(self.tag_book.known())
-        if isinstance(self, DICOMWebDatastore):
-            labelled = set(self.get_labeled_images())
-        else:
-            objects = list(self._datastore.objects.items())  # a copy: `/info/` must not wait for the index
-            labelled = {image_id for image_id, image in objects if FINAL in image.labels}
+        tagged = self.tag_book.tagged()
+        labelled = set(self.get_labeled_images()) if isinstance(self, DICOMWebDatastore) else self.labelled()
         return status | {"completed": len(tagged | labelled), "tagged": len(tagged)}
 
 

@@ -43,14 +43,12 @@ class DatastoreImages:
 
     def ids(self) -> set[str]:
         """Every image of the datastore."""
-        found = set(self._datastore.list_images())
-        if not found and isinstance(self._datastore, FolderDatastore):
-            with self._datastore.index_lock:  # the host empties its index for a moment when it looks at the folder again
-                found = set(self._datastore.list_images())
-        return found
+        return set(self._datastore.list_images())
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of the names that are no images, in order."""
+        if isinstance(self._datastore, FolderDatastore):
+            return sorted({name for name in names if not self._datastore.has_image(name)})
         return sorted(set(names) - self.ids())
 
     def grid(self, image: str) -> Volume:

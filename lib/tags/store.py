@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lib.tags.current import CurrentTags
 from lib.tags.record import Provenance, StoredTag, TagEvent, TagsByImage, encode
 from lib.tags.schema import COLUMNS, create_schema
 
@@ -44,6 +45,7 @@ class TagStore:
         self._process = 0
         self._open: sqlite3.Connection
         self._abandoned: list[sqlite3.Connection] = []
+        self._current = CurrentTags()
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._connection():
             pass
@@ -104,10 +106,23 @@ class TagStore:
 
     def current(self, image: str | None = None) -> list[TagEvent]:
         """The entries in force, of one image or of all, by image and class."""
-        newest = "WHERE id IN (SELECT max(id) FROM events {} GROUP BY image, class) ORDER BY image, class"
-        if image is None:
-            return self._read(lambda connection: _events(connection, newest.format(""), ()))
-        return self._read(lambda connection: _events(connection, newest.format("WHERE image = ?"), (image,)))
+        with self._up_to_date() as current:
+            return current.all() if image is None else current.of(image)
+
+    def current_by_image(self) -> dict[str, list[TagEvent]]:
+        """Image -> its entries in force, by class; of images that were ever tagged."""
+        with self._up_to_date() as current:
+            return current.by_image()
+
+    def known(self) -> TagsByImage:
+        """Image -> class -> tag in force; what is unknown is left out. The inner dictionaries must not be changed."""
+        with self._up_to_date() as current:
+            return current.known()
+
+    def complete(self, names: Sequence[str]) -> frozenset[str]:
+        """Images with a tag for each of these classes; with any tag where there are none."""
+        with self._up_to_date() as current:
+            return current.complete(names)
 
     def history(self, image: str, class_name: str | None = None) -> list[TagEvent]:
         """Every entry of an image, oldest first."""
@@ -153,6 +168,13 @@ class TagStore:
             [(action, *row, user, time, undoes) for row in rows],
         )
         return action
+
+    @contextmanager
+    def _up_to_date(self) -> Iterator[CurrentTags]:
+        """The tags in force, for one thread at a time."""
+        with self._connection() as connection:
+            self._current.update(lambda last: _events(connection, "WHERE id > ? ORDER BY id", (last,)))
+            yield self._current
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         with self._connection() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_nifti_types_and_scaling(tmp_path: Path, dtype: type) -> None:
     nib.save(nifti2, tmp_path / "two.nii")
     np.testing.assert_allclose(read_volume(tmp_path / "scaled.nii").array, load(tmp_path / "scaled.nii").get_fdata(), atol=1e-4)
     np.testing.assert_array_equal(read_volume(tmp_path / "two.nii").array.ravel(), np.arange(24))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("scaling", [(2.0, -3.0), (1.0, -1024.0), (0.1, 0.0), (1.0, 0.0)])
+def test_scaling_is_nibabels_to_the_bit_in_half_the_memory(tmp_path: Path, dtype: type, scaling: tuple[float, float]) -> None:
+    array = RNG.integers(0, 200, (96, 96, 150)).astype(dtype)
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.header.set_slope_inter(*scaling)
+    nib.save(image, tmp_path / "scaled.nii")
+    expected = np.asarray(load(tmp_path / "scaled.nii").dataobj).astype(np.float32)
+    tracemalloc.start()
+    volume = read_volume(tmp_path / "scaled.nii")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (volume.array == expected).all() and volume.array.strides == expected.strides
+    if dtype != np.float64:
+        assert peak < array.nbytes + 1.6 * array.size * 4, "nothing of the size of the volume but what is stored and what is kept"
 
 
 def test_sform_wins_even_where_it_disagrees_with_spacing_and_qform(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -131,8 +133,21 @@ def test_border_follows_the_map_below_network_resolution(code: str) -> None:
     assert mask.dtype == bool
     expected = place.to_volume(torch.from_numpy(maps)) > 0.5
     assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.95
+    signed = torch.from_numpy(maps - 0.5)
+    assert (place.to_mask(signed) == (place.to_volume(signed, fill=-1.0) > 0)).all()
     coarse = place.to_volume(torch.from_numpy((maps > 0.5).astype(np.float32))) > 0.5
     assert (mask ^ expected).sum() <= (coarse ^ expected).sum()
+
+
+def test_mask_of_a_large_volume_takes_little_more_than_its_own_memory() -> None:
+    place = geometry((128, 128, 400), "LPS")
+    maps = blobs((2, 6, 9), (300, 8, 8), count=400)
+    limits = np.where(maps.max(axis=(1, 2)) > 0, 0.5, np.inf)
+    tracemalloc.start()
+    mask = masks_on_source_grid(maps, limits, maps > limits[:, None, None], place)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.any() and peak < 2 * mask.nbytes, "a float volume takes four times as much as the mask"
 
 
 @settings(max_examples=40, deadline=None)
