@@ -7,9 +7,10 @@ import hashlib
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +72,7 @@ class Claims:
         if stale_s <= 0:
             raise ValueError(f"stale_s = {stale_s}: must be positive")
         self.folder, self.stale_s = folder, stale_s
-        self._me = this_process()
+        self._me = replace(this_process(), token=uuid.uuid4().hex)
         self._presence = folder / f"{self._me.token}.process"
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import uuid
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -26,14 +25,14 @@ class Holder:
         space: boot and process namespace in which its pid means something; empty where the system does not say.
         pid: its process id.
         started: when it started, seconds since the epoch; a pid is used again, at another time.
-        token: drawn by itself.
+        token: what it draws to know its own claims again.
     """
 
     host: str
     space: str
     pid: int
     started: float
-    token: str
+    token: str = ""
 
     @classmethod
     def read(cls, text: str) -> Holder | None:
@@ -71,4 +70,4 @@ def this_process() -> Holder:
 @cache
 def _describe(pid: int) -> Holder:
     space = f"{BOOT_ID.read_text().strip()}/{os.readlink(PROCESS_NAMES)}" if BOOT_ID.exists() and PROCESS_NAMES.exists() else ""
-    return Holder(platform.node(), space, pid, psutil.Process(pid).create_time(), uuid.uuid4().hex)
+    return Holder(platform.node(), space, pid, psutil.Process(pid).create_time())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dicomweb_client import DICOMwebClient
@@ -49,7 +50,7 @@ class Pacs:
         self.url, self._limit_mb = url.rstrip("/"), limit_mb
         self._cache = cache or Path(tempfile.gettempdir())
         session = create_session_from_user_pass(*login) if login else create_session()
-        session.request = partial(session.request, timeout=TIMEOUT_S)  # type: ignore[method-assign]  # the client sets none
+        session.request = partial(_request, session.request)  # type: ignore[method-assign]
         self._client = DICOMwebClient(self.url, session=session)
 
     def find_cases(self, query: Mapping[str, str]) -> list[Case]:
@@ -69,6 +70,8 @@ class Pacs:
             raise ValueError(f"--query {unknown[0]}: no DICOM keyword; write it as Modality, StudyDate, SeriesDescription, PatientID, ...")
         modalities = [item.strip() for item in query.get("Modality", "").split(",") if item.strip()]
         cases = {}
+        # Who starts a cohort wants to know at once that the server is not there; in the night it may be back after a moment.
+        self._client.set_http_retry_params(retry=False)
         for search in [{**query, "Modality": item} for item in modalities] or [dict(query)]:
             for item in self._search(search):
                 if str(item.get("Modality", "")) in (modalities or IMAGE_MODALITIES):
@@ -76,6 +79,7 @@ class Pacs:
                     count = item.get("NumberOfSeriesRelatedInstances")
                     read = partial(self._read, study, series, None if count is None else int(count))
                     cases[series] = Case(series, f"{self.url}/studies/{study}/series/{series}", read)
+        self._client.set_http_retry_params(retry=True)
         if not cases:
             raise FileNotFoundError(f"{self.url}: no image series matches {dict(query) or 'the query, which asks for all'}")
         return [cases[series] for series in sorted(cases)]
@@ -118,6 +122,15 @@ class Pacs:
             if count is not None and number != count:
                 raise ValueError(f"series {series}: {number} of {count} instances came from the server: ask again")
             return read_dicom_folder(folder)
+
+
+def _request(request: Callable[..., Any], method: str, url: str, **options: Any) -> Any:
+    """Sends a request of the client with a time limit, which it does not set, and with wildcards as they are.
+
+    The client encodes `*` and `?`, which need not be and which Orthanc's DICOMweb plugin then takes for no wildcards.
+    """
+    address, mark, conditions = url.partition("?")
+    return request(method, address + mark + conditions.replace("%2A", "*").replace("%3F", "?"), timeout=TIMEOUT_S, **options)
 
 
 def parse_query(conditions: Sequence[str]) -> dict[str, str]:

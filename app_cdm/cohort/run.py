@@ -45,7 +45,7 @@ class Run:
         ours, theirs = asdict(self), asdict(other)
         settings, others = _flat(ours.pop("settings")), _flat(theirs.pop("settings"))
         pairs = [(name, theirs[name], ours[name]) for name in ours]
-        pairs += [(name, others.get(name), settings.get(name)) for name in sorted(settings.keys() | others.keys())]
+        pairs += [(name, others.get(name), settings.get(name)) for name in sorted(settings.keys() | others.keys(), key=_order)]
         return [f"{name} {there!r}, now {here!r}" for name, there, here in pairs if there != here]
 
 
@@ -112,6 +112,11 @@ def _old_differences(run: Run, names: Sequence[str], outcomes: Outcomes) -> list
             if differences:
                 return [f"{name}: {item}" for item in differences]
     return []
+
+
+def _order(name: str) -> tuple[bool, str]:
+    """The method before what follows from it."""
+    return "." in name, name
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
