@@ -98,7 +98,10 @@ def copy_volumes(options: Options, count: int) -> list[str]:
 
 
 def measure_rate(options: Options, name: str, cores: Sequence[int], count: int) -> dict[str, float]:
-    """Volumes a second between the first and the last result of all processes, and seconds with their start."""
+    """Volumes a second between the first and the last result, and seconds with the start of the processes.
+
+    The first case of every process is not counted: what was done of it before the first result cannot be told.
+    """
     output = options.run / f"masks_{name}"
     output.mkdir()
     started = time.perf_counter()
@@ -107,7 +110,7 @@ def measure_rate(options: Options, name: str, cores: Sequence[int], count: int) 
         worker.end()
     wall_s = time.perf_counter() - started
     times_s = sorted(path.stat().st_mtime for path in output.glob("copy_*.json"))
-    return {"volumes_per_s": (len(times_s) - 1) / (times_s[-1] - times_s[0]), "wall_s": wall_s}
+    return {"volumes_per_s": (len(times_s) - count) / (times_s[-1] - times_s[0]), "wall_s": wall_s}
 
 
 def measure_kill(options: Options, names: Sequence[str], cores: Sequence[int]) -> dict[str, Any]:
@@ -179,6 +182,7 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"Two processes have **{ratio:.2f} times** the rate of one.",
         "",
         f"One of two processes killed (SIGKILL) when half was done, and started again: **{killed['lost']} lost,",
-        f"{killed['doubled']} doubled**, {killed['failed']} failed; the first did {first}, the killed one {victim}, its successor {successor}.",
+        f"{killed['doubled']} doubled**, {killed['failed']} failed. The first did {first}, the killed one {victim}, its successor",
+        f"{successor}.",
         f"{count - killed['different_masks']} of {count} masks equal those of one process bit for bit.",
     ]
