@@ -13,7 +13,7 @@ EPILOG = "Research use only, not a medical device."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
+    """Runs one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 told to end)."""
     parser = argparse.ArgumentParser(prog="python -m app_cdm", description="Segmentation from image-level tags.", epilog=EPILOG)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -69,7 +69,7 @@ def test_infer_writes_masks_scores_and_maps(workspace: Path, model: Path, tmp_pa
     assert json.loads(capsys.readouterr().out) == {"images": 2, "failed": 0, "output": str(tmp_path)}
     names = ("case_0", "case_1")
     files = {f"{name}{ending}" for name in names for ending in ("_mask.nii.gz", "_saliency_blob.nii.gz", ".json")}
-    assert {path.name for path in tmp_path.iterdir()} == files
+    assert {path.name for path in tmp_path.iterdir()} == files | {"summary.csv", ".claims"}
     for name in names:
         source, mask = (nib.load(path) for path in (images / f"{name}.nii.gz", tmp_path / f"{name}_mask.nii.gz"))
         np.testing.assert_allclose(mask.affine, source.affine)

@@ -20,6 +20,8 @@ ALLOWED = {
 }
 # What `app_cdm` must work without: the host, and everything that belongs to a server.
 NOT_IN_APP_CDM = {"monailabel", "fastapi", "starlette", "uvicorn", "requests", "nilearn", "pydicom_seg"}
+# The command line's own edge: launchers say in the environment which of several processes this is, and a password must come from there.
+READS_ENVIRONMENT = "app_cdm/commands/environment.py"
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:home|Users|root|work|mnt)/[A-Za-z]")
 
 
@@ -50,7 +52,7 @@ def test_app_cdm_knows_nothing_of_its_host() -> None:
         tree = ast.parse(path.read_text())
         names = {name.split(".")[0] for name in imported(tree)}
         assert not names & NOT_IN_APP_CDM, f"{path.relative_to(ROOT)} imports {sorted(names & NOT_IN_APP_CDM)}"
-        for node in ast.walk(tree):
+        for node in ast.walk(tree) if path != ROOT / READS_ENVIRONMENT else ():
             reads = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv")
             assert not reads, f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)} touches environment variables"
 

@@ -1,128 +1,132 @@
-"""`infer`: masks of images, each written whole beside a JSON of its scores."""
+"""`infer`: masks of images, one or a cohort, by one process or several; each written whole beside a JSON of its scores."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
+import torch
 from tqdm import tqdm
 
+from app_cdm.cohort.cases import Case, check_names, find_cases
+from app_cdm.cohort.claims import STALE_S, Claims
+from app_cdm.cohort.outcomes import Failure, Outcomes
+from app_cdm.cohort.pacs import Pacs, parse_query
+from app_cdm.cohort.run import Run, begin_or_join
+from app_cdm.cohort.summary import describe, read_lines, write_summary
+from app_cdm.cohort.worker import Worker
+from app_cdm.commands.environment import PASSWORD, Launch, cores, read_launch, read_login
 from app_cdm.commands.options import Subparsers, add_model, load_model
-from app_cdm.config import SegmentationSettings
-from app_cdm.data.dataset import SUFFIXES
-from app_cdm.data.volume import DicomSeries, Volume, find_dicom_series, read_dicom_series, read_volume, write_map, write_mask
-from app_cdm.pipeline import CDMPipeline, Segmentation
 
-Source = Path | DicomSeries
+CLAIMS = ".claims"
 
 
 def add_parser(commands: Subparsers) -> None:
     """Adds the command."""
-    parser = commands.add_parser("infer", help="segment images: files, folders of images, or folders of DICOM series")
+    parser = commands.add_parser("infer", help="segment images: files, folders, DICOM series, CSV tables or a query of a DICOMweb server")
     add_model(parser)
-    parser.add_argument("--input", type=Path, required=True, nargs="+", help="images, or folders that hold images or DICOM series")
-    parser.add_argument("--output", type=Path, required=True, help="folder for <name>_mask and <name>.json")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", type=Path, nargs="+", help="images, folders that hold images or DICOM series, or CSV tables")
+    source.add_argument("--dicomweb", metavar="URL", help="DICOMweb server whose series are segmented; choose them with --query")
+    parser.add_argument("--output", type=Path, required=True, help="folder for <name>_mask, <name>.json and summary.csv")
     parser.add_argument("--format", choices=[".nii.gz", ".nii", ".nrrd", ".png"], help="default: PNG for pictures, else .nii.gz")
     parser.add_argument("--saliency", action="store_true", help="also write <name>_saliency_<class>")
     parser.add_argument("--overwrite", action="store_true", help="segment again what already has a JSON")
+    cohort = parser.add_argument_group("cohorts")
+    cohort.add_argument("--image-column", default="image", help="column of a CSV table that names the image (default: %(default)s)")
+    cohort.add_argument("--name-column", default="name", help="column that names the output, if there is one (default: %(default)s)")
+    cohort.add_argument(
+        "--stale-s",
+        type=float,
+        default=STALE_S,
+        help="seconds after which the cases of a process on another machine that gives no sign of life are redone (default: %(default)g)",
+    )
+    pacs = parser.add_argument_group("DICOMweb server")
+    pacs.add_argument("--query", action="append", default=[], metavar="KEYWORD=VALUE", help="such as Modality=MR (repeat for several)")
+    pacs.add_argument("--dicomweb-user", help=f"name to log in with; the password is read from the environment variable {PASSWORD}")
+    pacs.add_argument("--cache-dir", type=Path, help="where a series lies while it is read (default: the folder for temporary files)")
+    pacs.add_argument("--fetch-limit-mb", type=int, default=4096, help="largest series that is fetched, in MiB (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Segments every image; one that fails is named and the others go on. Returns 1 if any failed."""
+    """Segments every image, beside other processes that were started with the same options; one that fails is named, the others go on.
+
+    Returns:
+        1 if any failed, else 0; among several processes of one launch the first alone says so, lest a launcher kill the others for it.
+    """
+    launch = read_launch()
+    prepare(options, launch)
     pipeline, settings = load_model(options)
-    images = find_inputs(options.input)
-    options.output.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for name, source in (bar := tqdm(images, desc="infer", unit="image")):
-        bar.set_postfix_str(name[-40:])
-        if (options.output / f"{name}.json").exists() and not options.overwrite:
-            continue
-        try:
-            volume = read_source(source)
-            result = pipeline.segment(volume, settings)
-            (options.output / name).parent.mkdir(parents=True, exist_ok=True)
-            write_result(result, volume, options.output / name, options.format, options.saliency, pipeline, settings)
-        except (ValueError, OSError) as error:
-            failed += 1
-            tqdm.write(f"error: {name}: {error}", file=sys.stderr)
-    print(json.dumps({"images": len(images), "failed": failed, "output": str(options.output)}))
+    cases = _find(options)
+    names = [case.name for case in cases]
+    outcomes = Outcomes(options.output, pipeline.class_names, options.format, options.saliency)
+    asked = Run.of(pipeline.model_version, settings, outcomes)
+    with _ends_on_sigterm(), Claims(options.output / CLAIMS, options.stale_s) as claims:
+        is_begun = begin_or_join(asked, names, outcomes, claims, launch.identity, options.overwrite)
+        if options.overwrite and not (is_begun or launch.identity):
+            print("joined the processes that are at it; what is done there is not done again", file=sys.stderr)
+        worker = Worker(pipeline, settings, outcomes, claims)
+        with tqdm(total=len(cases), desc="infer", unit="image", disable=launch.rank > 0) as bar:
+            worker.work(cases, launch.rank * len(cases) // launch.size, lambda name, failure: _report(bar, name, failure))
+        claims.tidy(names)
+        lines = read_lines(cases, outcomes)
+        write_summary(lines, outcomes)
+    failed = sum(line.status == "failed" for line in lines)
+    if launch.rank > 0:
+        return 0
+    if len(cases) > 1:
+        print("\n".join(describe(lines, outcomes)), file=sys.stderr)
+    print(json.dumps({"images": len(cases), "failed": failed, "output": str(options.output)}))
     return 1 if failed else 0
 
 
-def find_inputs(inputs: Sequence[Path]) -> list[tuple[str, Source]]:
-    """Output name (with its subfolder) and source (a file or a DICOM series) of every image in files and folders.
-
-    Raises:
-        FileNotFoundError: a path does not exist or a folder holds no image.
-        ValueError: two images would write to the same name.
-    """
-    found: list[tuple[str, Source]] = []
-    for path in inputs:
-        if path.is_file():
-            found.append((_stem(path), path))
-            continue
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path} does not exist")
-        files = sorted(item for item in path.rglob("*") if item.name.endswith(SUFFIXES) and not item.name.startswith("."))
-        series = find_dicom_series(path)
-        if not files and not series:
-            raise FileNotFoundError(f"{path} holds no image ({', '.join(SUFFIXES)}) and no DICOM series")
-        found += [(str(item.relative_to(path).parent / _stem(item)), item) for item in files] + [(item.uid, item) for item in series]
-    names = [name for name, _ in found]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(f"several inputs are named {doubled[:3]}: infer them into different output folders")
-    return found
+def prepare(options: argparse.Namespace, launch: Launch) -> None:
+    """Gives each process of a machine its own GPU, or its share of the cores where the environment does not say how many threads."""
+    if launch.size > 1 and options.device in ("auto", "cuda") and torch.cuda.is_available():
+        options.device = f"cuda:{launch.local_rank % torch.cuda.device_count()}"
+    if launch.local_size > 1 and launch.threads is None:
+        torch.set_num_threads(max(1, cores() // launch.local_size))
 
 
-def _stem(path: Path) -> str:
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
-    return path.name.removesuffix(suffix)
+def _find(options: argparse.Namespace) -> list[Case]:
+    if options.dicomweb is None:
+        if options.query:
+            raise ValueError("--query: chooses series of a DICOMweb server; give --dicomweb, not --input")
+        return find_cases(options.input, options.output, options.image_column, options.name_column)
+    pacs = Pacs(options.dicomweb, read_login(options.dicomweb_user), options.cache_dir, options.fetch_limit_mb)
+    pacs.sweep()
+    cases = pacs.find_cases(parse_query(options.query))
+    check_names(case.name for case in cases)
+    return cases
 
 
-def read_source(source: Source) -> Volume:
-    """Reads a file or a DICOM series."""
-    return read_volume(source) if isinstance(source, Path) else read_dicom_series(source)
+@contextmanager
+def _ends_on_sigterm() -> Iterator[None]:
+    """Lets a request to end be heard as an exception, so that what this process holds is let go of; its exit code is 143."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def write_result(
-    result: Segmentation,
-    volume: Volume,
-    base: Path,
-    suffix: str | None,
-    with_saliency: bool,
-    pipeline: CDMPipeline,
-    settings: SegmentationSettings,
-) -> None:
-    """Writes mask and maps, then the JSON, whose presence says that the others are complete."""
-    suffix = suffix or (".png" if volume.kind == "image" else ".nii.gz")
-    write_mask(result.mask, volume, base.with_name(f"{base.name}_mask{suffix}"))
-    if with_saliency:
-        for name, saliency_map in result.saliency.items():
-            write_map(saliency_map, volume, base.with_name(f"{base.name}_saliency_{name}.nii.gz"))
-    voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000.0
-    voxels = {name: int((result.mask == index + 1).sum()) for index, name in enumerate(pipeline.class_names)}
-    summary = {
-        "image": volume.path.name if volume.path else base.name,
-        "model_version": result.model_version,
-        "labels": {name: index + 1 for index, name in enumerate(pipeline.class_names)},
-        "method": result.method,
-        "class_scores": result.class_scores,
-        "slice_scores": result.slice_scores,
-        "slice_uncertainty": result.slice_uncertainty,
-        "slicing_axis": result.slicing_axis,
-        "voxels": voxels,
-        "ml": {name: count * voxel_ml for name, count in voxels.items()},
-        "timings": result.timings,
-        "network_evaluations": result.network_evaluations,
-        "settings": settings.to_dict(),
-    }
-    temporary = base.with_name(f".{base.name}.json.{os.getpid()}")
-    temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, base.with_name(f"{base.name}.json"))
+def _report(bar: tqdm, name: str, failure: Failure | None) -> None:
+    bar.set_postfix_str(name[-40:], refresh=False)
+    bar.update()
+    if failure is not None and not bar.disable:
+        tqdm.write(f"error: {name}: {failure.reason}", file=sys.stderr)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +25,7 @@ NIFTI_GEOMETRY = (
 )
 NRRD_TYPES = {"uint8": "uint8", "float32": "float"}
 SCANNER = 1
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> None:
@@ -83,13 +87,45 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk refuses; nothing is left behind, and what was at `path` before is untouched.
     """
+    with _beside(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """The same, unless there is such a file already; of several processes that try, on whatever machine, one succeeds.
+
+    On a file system without hard links the last one of those that try at the same moment does.
+
+    Returns:
+        Whether this content is there now.
+
+    Raises:
+        OSError: the disk refuses; nothing is left behind.
+    """
+    with _beside(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in WITHOUT_LINKS:
+                raise
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
+
+
+@contextmanager
+def _beside(path: Path, content: bytes) -> Iterator[Path]:
+    """A file with the content beside a path, flushed to the disk; gone in the end."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

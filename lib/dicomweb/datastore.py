@@ -15,11 +15,11 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from pydicom.dataset import Dataset
 
+from app_cdm.data.dicom import IMAGE_MODALITIES
 from app_cdm.data.header import read_grid
 from app_cdm.data.volume import VolumeError, read_volume, write_map, write_mask
 from lib.datastore import told
 from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
-from lib.dicomweb.modalities import IMAGE_MODALITIES
 from lib.dicomweb.segmentation import read_segmentation
 from lib.dicomweb.segments import name_segments
 from lib.dicomweb.waiting import limit_waiting

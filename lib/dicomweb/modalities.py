@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ALL = "all"
+from app_cdm.data.dicom import IMAGE_MODALITIES
 
-# Series of pixels that a mask can be drawn on; reports, contours, plans, segmentations and slides are none.
-IMAGE_MODALITIES = ("CR", "CT", "DX", "MG", "MR", "NM", "PT", "RF", "RG", "US", "XA")
+ALL = "all"
 
 
 def read_modalities(text: str) -> tuple[str, ...]:

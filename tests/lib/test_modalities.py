@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lib.dicomweb.modalities import IMAGE_MODALITIES, is_listed, read_modalities, searches
+from app_cdm.data.dicom import IMAGE_MODALITIES
+from lib.dicomweb.modalities import is_listed, read_modalities, searches
 
 
 def test_modalities_are_read_as_they_are_written() -> None:
