@@ -59,6 +59,12 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.norm_out = nn.GroupNorm(norm_num_groups, channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], num_classes, 1)
 
+    def train(self, mode: bool = True) -> NoiseConditionalClassifier:
+        """As for any module, but for the blocks: they have no dropout, and diffusers' copy their input to another layout in training."""
+        super().train(mode)
+        self.down_blocks.eval()
+        return self
+
     def forward_features(self, sample: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Log-odds and the output of every stage before its downsampling.
 

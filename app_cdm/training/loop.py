@@ -144,7 +144,7 @@ class TrainingLoop:
         self.parameters = list(task.module.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, settings.learning_rate, weight_decay=settings.weight_decay)
         self.lr_scheduler = get_constant_schedule_with_warmup(self.optimizer, settings.num_warmup_steps)
-        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.step, self.loss_average, self.elapsed_s = 0, 0.0, 0.0
         self.best_value, self.looks_since_best, self.best_weights = -math.inf, 0, list[torch.Tensor]()
         if self.path.exists():

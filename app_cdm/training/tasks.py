@@ -25,6 +25,12 @@ class ConditionalDenoiser(nn.Module):
         super().__init__()
         self.unet, self.condition_embedding = unet, condition_embedding
 
+    def train(self, mode: bool = True) -> ConditionalDenoiser:
+        """As for any module, but for the U-Net: it has no dropout, and diffusers' blocks copy their input to another layout in training."""
+        super().train(mode)
+        self.unet.eval()
+        return self
+
 
 class DiffusionTask(TrainingTask):
     """Denoising score matching with v-prediction (Salimans & Ho 2022), conditioned on tags and slice position."""

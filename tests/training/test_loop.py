@@ -259,6 +259,31 @@ def test_classifier_loss_is_the_mean_cross_entropy_of_known_tags() -> None:
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_no_convolution_copies_its_input_to_another_layout(name: str) -> None:
+    task = MAKERS[name](tiny_settings())
+    task.module.train()
+    seen: list[bool] = []
+
+    def look(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in task.module.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    task.loss(torch.Generator().manual_seed(1), 4)
+    assert len(seen) > 5
+    assert all(seen)
+
+
+def test_classifier_has_dropout_in_training_alone() -> None:
+    task = classifier_task(tiny_settings())
+    slices, clean = torch.randn(4, 1, 16, 16), torch.zeros(4, dtype=torch.long)
+    for mode in (True, False):
+        task.module.train(mode)
+        assert torch.equal(task.module(slices, clean), task.module(slices, clean)) is not mode
+
+
 def test_losses_draw_from_their_generator_alone() -> None:
     for task in (classifier_task(tiny_settings()), diffusion_task(tiny_settings())):
         task.module.eval()  # dropout draws from the global state
