@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.speed import paper
 from benchmarks.speed.part import ROOT, Options, Part, machine
 
 PARTS = {
@@ -43,11 +44,11 @@ def main() -> int:
         temporary = file.with_suffix(".part")
         temporary.write_text(json.dumps({"machine": machine(), **result}, indent=1))
         os.replace(temporary, file)
-    write_document(options.run, options.output, options.paper)
+    write_document(options.run, options.output)
     return 0
 
 
-def write_document(run: Path, output: Path, paper: Path) -> None:
+def write_document(run: Path, output: Path) -> None:
     """Writes the document from the results there are; what has none says so."""
     lines = [INTRODUCTION, ""]
     for name, heading in PARTS.items():
@@ -58,8 +59,8 @@ def write_document(run: Path, output: Path, paper: Path) -> None:
             lines += [f"On {result['machine']}.", "", *_load(name).describe(result), ""]
         else:
             lines += ["Not measured yet: `make benchmark-speed`.", ""]
-    if paper.exists():
-        lines += [paper.read_text().rstrip(), ""]
+    results = {name: json.loads((run / f"{name}.json").read_text()) for name in PARTS if (run / f"{name}.json").exists()}
+    lines += ["## On paper: a hospital and a national archive", "", *paper.describe(results), ""]
     output.write_text("\n".join(lines))
     print(f"wrote {output}")
 
@@ -77,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "speed", help="folder for results as JSON")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance.md", help="document to write")
-    parser.add_argument("--paper", type=Path, default=ROOT / "docs" / "scale.md", help="what follows from the figures, added at the end")
     return parser
 
 

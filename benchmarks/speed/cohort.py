@@ -77,11 +77,17 @@ def measure(options: Options) -> dict[str, Any]:
             print(f"round {number}: {one['volumes_per_s']:.3f} and {two['volumes_per_s']:.3f} volumes a second", flush=True)
             rounds.append({"one": one, "two": two, "ratio": two["volumes_per_s"] / one["volumes_per_s"]})
         killed = measure_kill(options, names, cores)
+        sizes = {kind: mean_bytes(options.run / folder, names) for kind, folder in (("image", "images"), ("result", "masks_killed"))}
     finally:
         for folder in (options.run / "images", *options.run.glob("masks*")):
             if folder.is_dir():
                 shutil.rmtree(folder)
-    return {"volumes": len(names), "method": METHOD, "cores_used": min(2, len(cores)), "rounds": rounds, "killed": killed}
+    return {"volumes": len(names), "method": METHOD, "cores_used": min(2, len(cores)), "rounds": rounds, "killed": killed, "bytes": sizes}
+
+
+def mean_bytes(folder: Path, names: Sequence[str]) -> float:
+    """Bytes on disk that belong to a case, on average."""
+    return sum(path.stat().st_size for path in folder.glob("copy_*") if path.is_file()) / len(names)
 
 
 def copy_volumes(options: Options, count: int) -> list[str]:
