@@ -50,8 +50,8 @@ def describe(results: Mapping[str, dict[str, Any]]) -> list[str]:
         "",
         f"- *The label server* is for the cases that people look at: measured to {listing} in one folder. A hospital gives it a filter "
         "(modality, date) rather than all studies; an archive does not point it at everything.",
-        "- *One output folder.* A cohort keeps a result and a claim per case beside each other; file systems list 10^5 names in "
-        "seconds and 10^8 not at all. An archive is run as many cohorts, by year or site, each with its CSV and its folder; a case is in one of them.",
+        "- *One output folder.* A cohort keeps a result and a claim per case beside each other; file systems list 10^5 names in seconds, "
+        "and 10^8 not at all. An archive is run as many cohorts, by year or site, each with its CSV and its folder; a case is in one.",
         "- *The PACS.* Series are fetched whole over DICOMweb; at the rate of one node of "
         f"{CORES_A_NODE} cores that is {CORES_A_NODE * rate * image / 1e6:.0f} MB a second, which a hospital's PACS gives at night and an "
         "archive's storage gives to many nodes only beside DICOMweb, from files.",
