@@ -161,7 +161,7 @@ def test_network_and_its_input_are_those_of_the_student(
         samples = with_neighbours(slices, torch.arange(count), torch.zeros(count, dtype=torch.long), 2)
         torch.testing.assert_close(torch.cat(seen), samples, atol=1e-5, rtol=0)
         with torch.no_grad():
-            torch.testing.assert_close(network(samples), pipeline.student(samples), atol=1e-5, rtol=0)
+            torch.testing.assert_close(network(samples), pipeline.student(samples), atol=1e-4, rtol=0)  # log-odds
         seen.clear()
 
 

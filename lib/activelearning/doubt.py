@@ -42,7 +42,7 @@ def doubt(scores: np.ndarray) -> float:
     """Mean of `4 p (1 - p)` over the most doubtful tenth of the slices, three slices at least; 1 where p is one half.
 
     Args:
-        scores: `(S,)` probability p that each slice holds the class, as the gate sees it.
+        scores: `(S,)` probability p that each slice holds the class, as the classifier sees it.
 
     Example:
         >>> doubt(np.array([0.0, 0.5, 1.0, 0.5, 0.5]))

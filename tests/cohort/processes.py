@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -96,5 +97,6 @@ def stuck_at(cases: Sequence[Case], name: str) -> list[Case]:
 
 
 def exit_with(arguments: Sequence[str]) -> None:
-    """The command line, in a process of its own."""
+    """The command line, in a process of its own; pytest-xdist ignores SIGINT, a terminal's child does not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(arguments))

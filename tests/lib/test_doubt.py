@@ -1,4 +1,4 @@
-"""How doubtful an image is: the formula, and that it is the gate's own view of the slices."""
+"""How doubtful an image is: the formula, and that it is the classifier's own view of the slices, smoothed as in the gate."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_the_two_ends_of_a_lesion_do_not_make_an_image_doubtful() -> None:
     assert doubt(vague) > 0.97
 
 
-def test_doubts_of_an_image_follow_the_scores_of_the_gate(tmp_path: Path) -> None:
+def test_doubts_of_an_image_follow_the_scores_of_the_classifier(tmp_path: Path) -> None:
     pipeline = CDMPipeline.from_pretrained(save_tiny_model(tmp_path / "tiny"))
     volume = Volume(head().astype(np.float32), AFFINE)
     found = find_doubts(pipeline, pipeline.classifier, volume)
-    shown = pipeline.segment(volume).slice_scores
+    shown = pipeline.with_networks(pixel_decoder=None, student=None).segment(volume).slice_scores
     assert set(found) == set(CLASS_NAMES)
     assert found == pytest.approx({name: by_hand(shown[name]) for name in CLASS_NAMES}, abs=1e-5)
     with pytest.raises(VolumeError):

@@ -24,6 +24,7 @@ export class Viewer {
     /** Where the middle of the view lies, from the middle of the image, in mm along the reoriented axes. */
     this.offset = [0, 0, 0];
     this.drawing = 0;
+    this.overlayTurn = 0; // a mask that takes long to load must not appear after one that was asked for later
   }
 
   /** Starts WebGL; throws where there is none. */
@@ -103,8 +104,9 @@ export class Viewer {
 
   async #setOverlay(bytes, colormap, opacity, prepare) {
     const image = this.niivue.volumes[0];
+    const turn = ++this.overlayTurn;
     const overlay = bytes && (await NVImage.loadFromUrl({ url: bytes, name: fileName(bytes, "overlay"), colormap, opacity }));
-    if (this.niivue.volumes[0] !== image) return; // another case is shown by now
+    if (this.niivue.volumes[0] !== image || this.overlayTurn !== turn) return; // another case is shown by now, or another overlay is wanted
     while (this.niivue.volumes.length > 1) this.niivue.removeVolume(this.niivue.volumes.at(-1));
     if (!overlay || !image) return this.draw();
     prepare(overlay);
