@@ -63,9 +63,13 @@ def dense_walk(probabilities: np.ndarray, slices: np.ndarray, high: float, low: 
     return result
 
 
+@pytest.mark.parametrize("direct_pixels", [0, 10_000], ids=["iterated", "direct"])
 @pytest.mark.parametrize("in_air", [False, True])
 @pytest.mark.parametrize("limits", [(0.75, 0.25, 30.0), (0.9, 0.1, 5.0)])
-def test_equals_the_walk_over_the_whole_volume(in_air: bool, limits: tuple[float, float, float]) -> None:
+def test_equals_the_walk_over_the_whole_volume(
+    in_air: bool, limits: tuple[float, float, float], direct_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app_cdm.segmentation.refinement.DIRECT_PIXELS", direct_pixels)
     high, low, stiffness = limits
     probabilities, slices = cone(width=5.0), disc(3.6)
     probabilities[0] *= 0.8
