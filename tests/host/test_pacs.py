@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.host.studies import AXIAL, SAGITTAL, SHAPE, write_dicom_series
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 # The viewer as the wheel brings it.
 VIEWER = Path(sys.prefix) / f"lib/python3.{sys.version_info[1]}/site-packages/monailabel/endpoints/static/ohif"
+FORGET_LIMIT_S = 20.0
 USERS = {"reader": "not-in-any-log"}
 
 
@@ -211,10 +213,10 @@ def test_label_comes_back_from_the_pacs_on_the_images_grid(server: Server, pacs:
 
 def wait_until_forgotten(server: Server, uid: str) -> None:
     """The host follows its folder with a delay."""
-    for _ in range(50):
-        if not get(server, "/datastore/label/info", params={"label": uid, "tag": "final"}).json():
-            return
-    raise AssertionError("the server still knows a label whose file is gone")
+    deadline = time.monotonic() + FORGET_LIMIT_S
+    while get(server, "/datastore/label/info", params={"label": uid, "tag": "final"}).json():
+        assert time.monotonic() < deadline, "the server still knows a label whose file is gone"
+        time.sleep(0.1)
 
 
 def test_case_is_counted_once_and_not_offered_again(server: Server, pacs: Orthanc, uids: dict[str, str], tmp_path: Path) -> None:
