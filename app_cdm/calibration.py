@@ -7,7 +7,7 @@ scale by how well the peak of its saliency map does; the candidates are in `app_
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from app_cdm.saliency.candidates import CANDIDATES, candidate_peaks
-from app_cdm.segmentation.gate import slice_scores
+from app_cdm.segmentation.gate import slice_logits, slice_scores
 
 DEFAULT_MODES: tuple[SaliencyMode, ...] = ("parallel", "reference")
-BATCH_IMAGES = 64
 GATE_SMOOTHINGS_MM = (0.0, 2.0, 4.0, 6.0)
 
 
@@ -88,6 +87,10 @@ def calibrate(
     threshold, f1 = _choose_threshold(cases, smoothing)
     saliency, numbers = _choose_numbers(pipeline, cases, settings.saliency, modes, progress)
     mask = settings.mask.replace(gate_threshold=threshold, gate_smoothing_mm=smoothing)
+    if pipeline.student is not None:  # for comparison: what the joint gate is worth
+        alone = [replace(case, logits=slice_logits(pipeline.classifier, case.stack.slices).numpy()) for case in cases]
+        auc = mean_auc(_gate_scores(alone, smoothing), np.concatenate([case.states for case in alone]))
+        numbers["classifier_alone"] = {"slice_auc": round(auc, 4), "slice_f1": _choose_threshold(alone, smoothing)[1]}
     record = {
         "num_images": len(cases),
         "num_slices": int(sum(len(case.states) for case in cases)),
@@ -102,7 +105,7 @@ def calibrate(
 def _read_case(pipeline: CDMPipeline, image: str, path: Path, tags: TagTable) -> _Case:
     stack = cut_slices(read_volume(path), pipeline.description.preprocess)
     states = stack.geometry.to_file_order(tags.states(image, stack.slices.shape[0]))
-    return _Case(stack, states, pipeline.gate_logits(stack, BATCH_IMAGES))
+    return _Case(stack, states, pipeline.gate_logits(stack))
 
 
 def mean_auc(scores: np.ndarray, states: np.ndarray) -> float:

@@ -357,7 +357,7 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             model_version=self.model_version,
         )
 
-    def gate_logits(self, stack: SliceStack, batch_images: int, student: StudentMaps | None = None) -> np.ndarray:
+    def gate_logits(self, stack: SliceStack, batch_images: int = 64, student: StudentMaps | None = None) -> np.ndarray:
         """`(S, C)` log-odds that slices hold each class, before they are smoothed: the classifier's, with a student the joint ones.
 
         Args:

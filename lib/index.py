@@ -153,15 +153,18 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
     def _as_text(self) -> str:
         """The index file, one line an image; lines of images that did not change are those of last time."""
         model, objects = self._datastore, self._datastore.objects
-        if self._changing is None or self._lines is None or self._lines_of is not model:
-            self._lines, self._lines_of = {image_id: _line(image_id, entry) for image_id, entry in objects.items()}, model
-        elif self._changing in objects:
-            self._lines[self._changing] = _line(self._changing, objects[self._changing])
-        else:
-            self._lines.pop(self._changing, None)
-        assert self._lines.keys() == objects.keys(), "an image came or went without a word"
+        changing, lines = self._changing, self._lines if self._lines_of is model else None
+        if changing is None:
+            lines = None
+        elif lines is not None and changing in objects:
+            lines[changing] = _line(changing, objects[changing])
+        elif lines is not None:
+            lines.pop(changing, None)
+        if lines is None or lines.keys() != objects.keys():
+            lines = {image_id: _line(image_id, entry) for image_id, entry in objects.items()}
+        self._lines, self._lines_of = lines, model
         head = json.dumps(model.model_dump(exclude={"base_path", "objects"}), indent=2, default=str)
-        body = ",\n".join(self._lines.values())
+        body = ",\n".join(lines.values())
         return f'{head[: head.rindex("}")].rstrip()},\n  "objects": {{\n{body}\n  }}\n}}\n'
 
     def _counts(self) -> tuple[frozenset[str], dict[str, int]]:

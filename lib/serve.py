@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from monailabel.config import settings
 from monailabel.main import Main
 
+from app_cdm.commands.environment import PASSWORD, USER, read_login
 from lib.dicomweb.modalities import ALL
 from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
 from lib.tags.location import is_url
@@ -24,9 +25,7 @@ HOST_SETTINGS: dict[str, object] = {
     "MONAI_LABEL_TRACKING_ENABLED": False,
 }
 
-USER = "MONAI_LABEL_DICOMWEB_USERNAME"
 FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
-PASSWORD = "MONAI_LABEL_DICOMWEB_PASSWORD"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -79,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_pacs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ends with a message where the options for a DICOMweb server cannot be followed."""
-    user = options.dicomweb_user or os.environ.get(USER)
     if "@" in urlsplit(options.studies).netloc:
         parser.error(f"--studies: no name and password in the URL, which logs show; give --dicomweb-user, and the password in {PASSWORD}")
-    if bool(user) != bool(os.environ.get(PASSWORD)):
-        parser.error(f"--dicomweb-user (or {USER}) and the environment variable {PASSWORD} go together: give both or none")
+    try:
+        read_login(options.dicomweb_user)
+    except ValueError as error:
+        parser.error(str(error))
     if "Modality" in os.environ.get(FILTER, ""):
         parser.error(f"{FILTER}: say with --modality which modalities to list; other conditions may stay")
     if options.dicomweb_refresh_s < 0:

@@ -95,7 +95,11 @@ def test_gate_of_a_model_with_a_student_is_judged_as_requests_are_answered(pipel
     paths, tags = study
     with_student = pipeline.with_networks(student=tiny_student(num_classes=1), training={"calibration": {"noise_levels": "kept"}})
     found = calibrate(with_student, paths, tags, FAST, modes=())
-    assert found.record["gate_threshold"] != calibrate(pipeline, paths, tags, FAST, modes=()).record["gate_threshold"]
+    alone = calibrate(pipeline, paths, tags, FAST, modes=()).record
+    assert found.record["gate_threshold"] != alone["gate_threshold"]
+    smoothing = found.record["gate_smoothing_mm"]["chosen"]
+    assert found.record["classifier_alone"]["slice_auc"] == alone["gate_smoothing_mm"]["slice_auc"][f"{smoothing:g}"]
+    assert "classifier_alone" not in alone
 
     calibrated = found.of(with_student)
     assert calibrated.config.training["calibration"] == {"noise_levels": "kept", **found.record}

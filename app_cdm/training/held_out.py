@@ -17,7 +17,7 @@ from app_cdm.data.tags import PRESENT, UNKNOWN, TagTable
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.segmentation.gate import slice_logits, slice_scores
+from app_cdm.segmentation.gate import map_logits, slice_logits, slice_scores
 from app_cdm.training.teacher import student_probabilities
 
 MIN_PATIENTS = 4
@@ -113,8 +113,8 @@ def _auc_or_loss(logits: torch.Tensor, states: torch.Tensor) -> float:
 def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, float]:
     """How well a model tells held-out slices apart, class by class and as a mean.
 
-    The score of a slice is the gate's, smoothed along the volume in millimetres as there; with a pixel decoder or a student, `map/<class>`
-    is that of its map where the gate is not asked: the mean of the hundredth of its pixels with the highest values.
+    The score of a slice is the classifier's, smoothed along the volume in millimetres as in the gate; with a student, `map/<class>` is that
+    of its map, see `map_logits`.
 
     Args:
         pipeline: the model.
@@ -137,7 +137,7 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
         )
         scores[f"gate/{name}"] = tag_auc(smoothed[known].tolist(), (states[known] == PRESENT).tolist())
         if pipeline.student is not None:
-            tops = _map_tops(pipeline, data, class_index)
+            tops = map_logits(student_probabilities(pipeline.student, data, torch.arange(len(data.slices)), class_index).numpy())
             scores[f"map/{name}"] = tag_auc(tops[known].tolist(), (states[known] == PRESENT).tolist())
     scores["mean"] = float(np.mean(list(scores.values()))) if scores else float("nan")
     return scores
@@ -145,9 +145,3 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
 
 def _volumes(data: TaggedSlices) -> list[np.ndarray]:
     return [np.flatnonzero(data.volume_index.numpy() == volume) for volume in range(len(data.image_ids))]
-
-
-def _map_tops(pipeline: CDMPipeline, data: TaggedSlices, class_index: int) -> np.ndarray:
-    maps = student_probabilities(pipeline.student, data, torch.arange(len(data.slices)), class_index).flatten(1)
-    count = max(1, maps.shape[1] // 100)
-    return np.asarray(maps.topk(count, dim=1).values.mean(dim=1).numpy())
