@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "runs" / "benchmark" / "rest_student.json"
 COLOURS = {"student": "#1a7f37", "cldf": "#0969da", "cdm_saliency": "#bc4c00"}
+MARKERS = "oDsv"
 ORDERS = {"uncertain": "#1a7f37", "random": "#6e7781"}
 
 
 def write_document(loop: Path, active: Path, output: Path, figures: Path) -> None:
     """Writes the document from the results there are; a part without any says which command makes it."""
-    points = sorted((json.loads(path.read_text()) for path in loop.glob("*/result.json")), key=lambda point: point["plan"]["patients"])
+    points = sorted((json.loads(path.read_text()) for path in loop.glob("*/result.json")), key=_order)
     simulation = json.loads((active / "result.json").read_text()) if (active / "result.json").exists() else None
     figures.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -33,40 +34,48 @@ def write_document(loop: Path, active: Path, output: Path, figures: Path) -> Non
     print(f"wrote {output}")
 
 
+def _order(point: dict[str, Any]) -> tuple[int, int]:
+    return point["plan"]["steps"], point["plan"]["patients"]
+
+
 def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
     if not points:
         return ["Not run yet: `make benchmark-loop`."]
     draw_loop(points, figures / "learning_curve.png")
     first = points[0]
     plan, n = first["plan"], first["scores"][next(iter(first["scores"]))]["cases"]
+    budgets = sorted({point["plan"]["steps"] for point in points})
     return [
         "An empty app, started on copies of the `lgg` train volumes; patients tagged one request an image, as the tagging page does; one "
-        f"`POST /train/weak_label` from scratch with {plan['minutes']:g} minutes each, whatever the number of tags; {n} test patients "
-        f"scored from outside with `score_rest.py`. Seed {plan['seed']}; {first['record']['machine']}. About a fifth of the tagged "
-        "patients are held out by the trainer. Mean with 95 % bootstrap interval over patients.",
+        f"`POST /train/weak_label` from scratch, with the same budget whatever the number of tags: {budgets[0]} steps of the diffusion "
+        "model, of the other stages as many or their default number where that is less"
+        + (f"; with all patients also {', '.join(map(str, budgets[1:]))}" if budgets[1:] else "")
+        + f". {n} test patients scored from outside with `score_rest.py`. Seed {plan['seed']}; {first['record']['machine']}. "
+        "About a fifth of the tagged patients are held out by the trainer. Mean with 95 % bootstrap interval over patients.",
         "",
-        "| patients tagged | slices learned from, present | held-out tag score | task | volume Dice | slice Dice | found | clean negatives "
-        "| minutes since the last start |",
+        "| steps | patients tagged | slices learned from, present | held-out tag score | task | volume Dice | slice Dice | found "
+        "| clean negatives |",
         "|---|---|---|---|---|---|---|---|---|",
         *(line for point in points for line in _loop_lines(point)),
         "",
-        "Steps that the minutes paid for: " + "; ".join(f"{point['plan']['patients']} patients: {_steps(point)}" for point in points) + ".",
+        "Steps of each stage and round (the classifier ends early where held-out tags say so): "
+        + "; ".join(f"{point['plan']['patients']} patients: {_steps(point)}" for point in points)
+        + ".",
         "",
         f"![Learning curve](figures/{'learning_curve.png'})",
     ]
 
 
 def _loop_lines(point: dict[str, Any]) -> list[str]:
-    record, lines = point["record"], []
+    plan, record, lines = point["plan"], point["record"], []
+    held_out = record["held_out"].get("mean", float("nan"))
     present = sum(record["num_present_slices"].values())
     for method, s in point["scores"].items():
         low, high = s["volume_dice_ci95"]
         negatives = "" if s["clean_negatives"] is None else f"{s['clean_negatives']:.3f}"
-        lines.append(
-            f"| {point['plan']['patients']} ({point['plan']['share']:.0%}) | {record['num_slices']}, {present} | "
-            f"{record['held_out'].get('mean', float('nan')):.3f} | `{method}` | {s['volume_dice']:.3f} [{low:.3f}, {high:.3f}] | "
-            f"{s['slice_dice']:.3f} | {s['slice_found']:.3f} | {negatives} | {point['training']['wall_s'] / 60:.0f} |"
-        )
+        tagged = f"{plan['patients']} ({plan['share']:.0%}) | {record['num_slices']}, {present} | {held_out:.3f}"
+        dice = f"{s['volume_dice']:.3f} [{low:.3f}, {high:.3f}] | {s['slice_dice']:.3f} | {s['slice_found']:.3f} | {negatives}"
+        lines.append(f"| {plan['steps']} | {tagged} | `{method}` | {dice} |")
     return lines
 
 
@@ -75,17 +84,19 @@ def _steps(point: dict[str, Any]) -> str:
 
 
 def draw_loop(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Dice against the number of tagged patients, a line a task."""
+    """Dice against the number of tagged patients, a line a task and budget."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    counts = [point["plan"]["patients"] for point in points]
-    for method in points[0]["scores"]:
-        found = [point["scores"][method] for point in points if method in point["scores"]]
-        means = [s["volume_dice"] for s in found]
-        ends = [[mean - s["volume_dice_ci95"][0] for mean, s in zip(means, found, strict=True)]]
-        ends.append([s["volume_dice_ci95"][1] - mean for mean, s in zip(means, found, strict=True)])
-        axis.errorbar(counts[: len(means)], means, ends, marker="o", capsize=3, color=COLOURS.get(method, "black"), label=method)
+    for steps, marker in zip(sorted({point["plan"]["steps"] for point in points}), MARKERS, strict=False):
+        for method in points[0]["scores"]:
+            own = [point for point in points if point["plan"]["steps"] == steps and method in point["scores"]]
+            counts, found = [point["plan"]["patients"] for point in own], [point["scores"][method] for point in own]
+            means = [s["volume_dice"] for s in found]
+            ends = [[mean - s["volume_dice_ci95"][0] for mean, s in zip(means, found, strict=True)]]
+            ends.append([s["volume_dice_ci95"][1] - mean for mean, s in zip(means, found, strict=True)])
+            colour, label = COLOURS.get(method, "black"), f"{method}, {steps} steps"
+            axis.errorbar(counts, means, ends, marker=marker, capsize=3, color=colour, label=label)
     if SHIPPED.exists():
         shipped = json.loads(SHIPPED.read_text())["summary"]["volume_dice"]
         axis.axhline(shipped, color="#6e7781", linestyle=":", label="student that ships")

@@ -2,13 +2,15 @@
 
 For each share of the tagged patients an empty app is started on copies of the `lgg` train volumes, the patients are tagged as the tagging
 page does it, a model is trained from scratch through `POST /train/weak_label`, and the masks of the test patients are scored from outside.
-Patients of a smaller share are among those of a larger one. An interrupted benchmark goes on where it stopped: a training is resumed, and
-what is scored stays; `--fresh` starts over.
+The budget is a number of steps, the same for every share, so it does not matter what else the machine does meanwhile. Patients of a smaller
+share are among those of a larger one. An interrupted benchmark goes on where it stopped: a training is resumed, and what is scored stays;
+`--fresh` starts over.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -16,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ import requests
 
 from app_cdm.data.tags import TagTable, read_tags
 from app_cdm.pipeline import CDMPipeline
+from app_cdm.training.held_out import split_patients
+from app_cdm.training.retrain import RetrainSettings
+from app_cdm.training.settings import TrainSettings
 from benchmarks.learning_curve import ROOT, write_document
 from demo.server import LabelServer, find_free_port
 
@@ -45,19 +51,21 @@ class Plan:
     Attributes:
         share: of the tagged patients.
         patients: how many that are.
-        minutes: budget.
+        steps: of the diffusion model, and of the other stages as many, or their default number where that is less.
+        epochs: passes over the slices learned from that are so many steps.
         seed: of the choice of patients, and of the training.
     """
 
     share: float
     patients: int
-    minutes: float
+    steps: int
+    epochs: float
     seed: int
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.patients}_patients_{self.minutes:g}_min_seed_{self.seed}"
+        return f"{self.patients}_patients_{self.steps}_steps_seed_{self.seed}"
 
 
 def main() -> int:
@@ -70,9 +78,13 @@ def main() -> int:
     patients = sorted(tags.tags)
     random.Random(options.seed).shuffle(patients)
     patients = patients[: options.patients]
-    for share in sorted(options.fractions):
+    num_slices = count_slices(options.data / "lgg" / "slices.csv")
+    budgets = [(share, options.steps) for share in sorted(options.fractions)]
+    for share, steps in [*budgets, *([(1.0, options.long_steps)] if options.long_steps else [])]:
         chosen = patients[: max(1, round(share * len(patients)))]
-        plan = Plan(share, len(chosen), options.minutes, options.seed)
+        learned, _ = split_patients(tags.subset(chosen), RetrainSettings().held_out_share)
+        epochs = steps * TrainSettings().diffusion.batch_size / sum(num_slices[image] for image in learned.tags)
+        plan = Plan(share, len(chosen), steps, epochs, options.seed)
         folder = options.run / plan.name
         if not (folder / "result.json").exists():
             print(f"== {plan.name}", flush=True)
@@ -85,7 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/")
     parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
-    parser.add_argument("--minutes", type=float, default=60.0, help="budget of each training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1250, help="budget of each training, see above (default: %(default)s)")
+    parser.add_argument(
+        "--long-steps",
+        type=int,
+        default=5191,
+        help="budget of one more training, with all patients; 0 is without (default: %(default)s, what the shipped model had in all)",
+    )
     parser.add_argument(
         "--fractions", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="shares of the tagged patients (default: .25 .5 1)"
     )
@@ -133,6 +151,12 @@ def tag_as_the_page_does(url: str, tags: TagTable) -> None:
         _checked(requests.put(f"{url}/tags/{image}", json=body, timeout=TIMEOUT_S))
 
 
+def count_slices(path: Path) -> dict[str, int]:
+    """Patient -> slices, from the table of tags."""
+    with path.open(newline="") as file:
+        return dict(Counter(row["patient_id"] for row in csv.DictReader(file)))
+
+
 def train_over_rest(url: str, plan: Plan, device: str) -> dict[str, Any]:
     """Trains from scratch, or goes on with what was interrupted, and returns how it ended.
 
@@ -141,7 +165,7 @@ def train_over_rest(url: str, plan: Plan, device: str) -> dict[str, Any]:
     """
     began, told, idle = time.monotonic(), "", 0
     if train_stats(url).get("state") != "published":  # else it had ended just before this benchmark was interrupted
-        wanted = {"stages": "all", "start": "scratch", "minutes": plan.minutes, "seed": plan.seed, "device": device}
+        wanted = {"stages": "all", "start": "scratch", "epochs": plan.epochs, "seed": plan.seed, "device": device}
         _checked(requests.post(f"{url}/train/weak_label", json=wanted, timeout=TIMEOUT_S))
     while idle < IDLE_LOOKS:
         time.sleep(POLL_S)

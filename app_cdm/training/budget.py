@@ -22,13 +22,12 @@ from app_cdm.saliency.base import SaliencyModel
 from app_cdm.student.pseudo import PseudoMasks
 from app_cdm.student.task import StudentTask
 from app_cdm.training.loop import TrainingTask
-from app_cdm.training.settings import TrainSettings
+from app_cdm.training.settings import WARM_UP_SHARE, TrainSettings
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES
 from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, DiffusionTask
 
 SHARES: dict[str, float] = {"classifier": 0.12, "diffusion": 0.48, "cldf": 0.1, "student": 0.3}
 LEAST_TRAINING = 0.4  # of the budget, whatever maps take
-WARM_UP_SHARE = 0.1  # of the steps of a stage, at most
 PROBED_SLICES = 8
 MAPPED_SLICES = 2
 LONGEST = 1e12

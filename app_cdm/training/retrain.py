@@ -36,7 +36,9 @@ class RetrainSettings(Settings):
     Attributes:
         stages: which stages to train, in their order.
         start: from the `published` model (fine-tuning), or from `scratch`.
-        minutes: of training, maps included, see `Budget`; 0 takes the number of steps of `TrainSettings` instead.
+        minutes: of training, maps included, see `Budget`.
+        epochs: passes over the slices instead of minutes, see `TrainSettings.for_epochs`; where both are 0, the numbers of steps of
+            `TrainSettings` count.
         held_out_share: share of the patients that judge and are not trained on.
         patience: looks at held-out tags without a better value, after which the classifier stops.
     """
@@ -44,8 +46,14 @@ class RetrainSettings(Settings):
     stages: tuple[str, ...] = (*FIRST_STAGES, *LATER_STAGES)
     start: Literal["published", "scratch"] = "published"
     minutes: float = ranged(30.0, 0.0, 100_000.0)
+    epochs: float = ranged(0.0, 0.0, 100_000.0)
     held_out_share: float = ranged(0.2, 0.0, 0.9)
     patience: int = ranged(10, 1, 1000)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether minutes end it."""
+        return bool(self.minutes) and not self.epochs
 
     def check(self) -> None:
         known = [*FIRST_STAGES, *LATER_STAGES]
@@ -108,7 +116,7 @@ def retrain(
         train_settings = _as_in(current, train_settings)
     held_out = load_held_out(paths, judged, train_settings.preprocess)
     budget, steps = Budget.by_shares(settings.stages), dict[str, int]()
-    if settings.minutes:
+    if settings.is_timed:
         speeds = measured_once(run_folder / "speeds.json", train_settings, settings.stages, torch.device(device))
         budget = Budget.shared(settings.minutes, settings.stages, train_settings, speeds, count_mapped_slices(learned))
         train_settings = _unlimited(warmed_up_in_time(train_settings, budget, speeds))
@@ -128,12 +136,13 @@ def retrain(
         initial_model=in_use if settings.start == "published" else None,
         stages=settings.stages,  # type: ignore[arg-type]  # checked by the settings
         watches=_watches(settings, train_settings, budget, monitor, told),
+        epochs=settings.epochs,
     )
     pipeline = _calibrated(CDMPipeline.from_pretrained(folder), {image: paths[image] for image in judged.tags}, judged)
     scores = held_out_scores(pipeline, held_out)
     comparable = current is not None and current.class_names == pipeline.class_names
     scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged)) if current is not None and comparable else None
-    judgement: dict[str, Any] = {"minutes": settings.minutes, "steps": steps} | {
+    judgement: dict[str, Any] = {"minutes": settings.minutes if settings.is_timed else 0.0, "epochs": settings.epochs, "steps": steps} | {
         "held_out": _finite(scores),
         "held_out_before": _finite(scores_in_use or {}),
         "num_held_out_images": len(judged.tags),
@@ -173,7 +182,7 @@ def _watches(
 
     watches = {}
     for stage in settings.stages:
-        budget_s = budget.seconds[stage] / rounds.get(stage, 1) if settings.minutes else None
+        budget_s = budget.seconds[stage] / rounds.get(stage, 1) if settings.is_timed else None
         watches[stage] = Watch(budget_s, monitor if stage == "classifier" else None, told)
     return watches
 

@@ -68,6 +68,7 @@ def train(  # noqa: PLR0913
     stages: Sequence[StageName] = FIRST_STAGES,
     watches: Mapping[str, Watch] | None = None,
     *,
+    epochs: float = 0.0,
     team: Team | None = None,
 ) -> Path:
     """Trains the stages asked for, resuming where an interrupted run of the same settings and tags stopped.
@@ -83,6 +84,7 @@ def train(  # noqa: PLR0913
         initial_model: start from these weights (fine-tuning) instead of random ones.
         stages: which of `classifier`, `diffusion`, `cldf` and `student`; what is left out comes from the initial model as it is.
         watches: stage -> what ends its loops early.
+        epochs: passes over the slices, see `TrainSettings.for_epochs`; 0 takes the numbers of steps of the settings.
         team: the processes that train together; this one alone by default.
 
     Returns:
@@ -97,6 +99,8 @@ def train(  # noqa: PLR0913
         torch.set_num_threads(settings.num_threads)
     run_folder.mkdir(parents=True, exist_ok=True)
     data = _load(folders, settings)
+    if epochs:
+        settings = settings.for_epochs(epochs, len(data.slices), stages)
     initial = CDMPipeline.from_pretrained(initial_model) if initial_model else None
     if initial is None and not set(FIRST_STAGES) <= set(stages):
         raise ValueError(f"stages {list(stages)} build on a trained model: name it as the initial model, or run {list(FIRST_STAGES)} too")

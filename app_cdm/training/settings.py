@@ -12,6 +12,8 @@ from app_cdm.networks.presets import PRESETS, NetworkSettings
 from app_cdm.student.settings import StudentSettings
 from app_cdm.training.optimization import OptimizerSettings
 
+WARM_UP_SHARE = 0.1  # of the steps of a stage, at most
+
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
@@ -65,6 +67,32 @@ class TrainSettings(Settings):
         """
         together = self.student.num_rounds if "student" in stages else 0
         return {"cldf": self.cldf.num_rounds + together, "student": self.student.num_rounds}
+
+    def for_epochs(self, epochs: float, num_slices: int, stages: Collection[str]) -> TrainSettings:
+        """The same with numbers of steps for so many passes of every stage (of each of its rounds) over the slices.
+
+        Where the diffusion model is trained, which needs by far the most, the other stages get no more than their steps here. The learning
+        rate of the first stages rises over a tenth of their steps at most.
+
+        Args:
+            epochs: passes over the slices.
+            num_slices: that are learned from.
+            stages: what is trained.
+        """
+
+        def lasting(own: OptimizerSettings, limit: int | None) -> OptimizerSettings:
+            steps = max(1, round(epochs * num_slices / own.batch_size))
+            return own.replace(num_steps=steps if limit is None else min(steps, limit))
+
+        changed = {}
+        for stage in ("classifier", "diffusion"):
+            own: OptimizerSettings = getattr(self, stage)
+            own = lasting(own, own.num_steps if stage == "classifier" and "diffusion" in stages else None)
+            changed[stage] = own.replace(num_warmup_steps=min(own.num_warmup_steps, int(WARM_UP_SHARE * own.num_steps)))
+        later = {}
+        for name, part in (("cldf", self.cldf), ("student", self.student)):
+            later[name] = part.replace(optimizer=lasting(part.optimizer, part.optimizer.num_steps if "diffusion" in stages else None))
+        return self.replace(**changed, **later)
 
     def check(self) -> None:
         if self.preprocess.image_size != self.network.image_size:

@@ -45,6 +45,7 @@ def option_table(has_cuda: bool) -> dict[str, Any]:
         "stages": list(STAGES),
         "start": list(STARTS),
         "minutes": MINUTES,
+        "epochs": 0.0,
         "force": False,
         "device": ["auto", "cuda", "cpu"] if has_cuda else ["auto", "cpu"],
     }
@@ -63,10 +64,13 @@ def read_train_request(request: dict[str, Any]) -> TrainRequest:
     if start not in STARTS:
         raise SettingsError(f"start = {start!r}: must be one of {list(STARTS)}")
     settings = RetrainSettings(
-        stages=STAGES[stages] if isinstance(stages, str) else stages, start=start, minutes=_number("minutes", given.get("minutes", MINUTES))
+        stages=STAGES[stages] if isinstance(stages, str) else stages,
+        start=start,
+        minutes=_number("minutes", given.get("minutes", MINUTES)),
+        epochs=_number("epochs", given.get("epochs", 0.0)),
     )
-    if settings.minutes <= 0:
-        raise SettingsError(f"minutes = {settings.minutes:g}: must be more than 0")
+    if settings.minutes <= 0 and not settings.epochs:
+        raise SettingsError(f"minutes = {settings.minutes:g}: must be more than 0, or send epochs")
     return TrainRequest(settings, _flag("force", given.get("force", False)), read_device(given.get("device")), _seed(given.get("seed", 0)))
 
 

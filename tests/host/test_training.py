@@ -87,6 +87,8 @@ def test_too_little_to_learn_from_is_said_by_class(empty: Server) -> None:
         ({"minutes": "soon"}, "minutes = 'soon': must be a number"),
         ({"minutes": 0}, "must be more than 0"),
         ({"minutes": "nan"}, "minutes"),
+        ({"epochs": "many"}, "epochs = 'many': must be a number"),
+        ({"epochs": -1}, "epochs"),
         ({"force": "perhaps"}, "must be true or false"),
         ({"device": "abacus"}, "device = 'abacus'"),
         ({"seed": 1.5}, "seed = 1.5: must be a whole number"),

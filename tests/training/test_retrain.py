@@ -146,6 +146,33 @@ def test_budget_in_minutes_ends_every_stage_and_fine_tuning_starts_from_the_mode
     assert again.is_worse == (again.scores["mean"] < again.scores_in_use["mean"])
 
 
+def test_budget_in_epochs_is_a_number_of_steps_whatever_the_machine(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]], tmp_path: Path
+) -> None:
+    _, _, tags, paths, _ = candidate
+    done: list[float] = []
+    wanted = RetrainSettings(start="scratch", epochs=0.5)
+    found = retrain(paths, tags, wanted, settings(), tmp_path, None, report=lambda _, share: done.append(share))
+    record = CDMPipeline.from_pretrained(found.folder).config.training
+    steps = round(0.5 * record["num_slices"] / settings().diffusion.batch_size)
+    assert record["steps"]["diffusion"] == steps
+    assert record["steps"]["classifier"] == min(steps, settings().classifier.num_steps)
+    assert (record["minutes"], record["epochs"]) == (0.0, 0.5)
+    assert done == sorted(done)
+    assert done[-1] == 1.0
+
+
+def test_epochs_end_the_other_stages_at_their_default_where_the_diffusion_model_is_trained() -> None:
+    default = TrainSettings()
+    long = default.for_epochs(1000, 3200, ("classifier", "diffusion", "cldf", "student"))
+    assert long.diffusion.num_steps == 100_000
+    assert (long.classifier, long.cldf, long.student) == (default.classifier, default.cldf, default.student)
+    alone = default.for_epochs(1000, 3200, ("student",))
+    assert alone.student.optimizer.num_steps == 100_000
+    short = default.for_epochs(1, 3200, ("classifier", "diffusion"))
+    assert (short.classifier.num_steps, short.classifier.num_warmup_steps) == (100, 10)
+
+
 def test_one_stage_alone_leaves_the_others_as_they_are(
     candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]], tmp_path: Path
 ) -> None:
