@@ -164,8 +164,12 @@ def _header(
 
 def patient_key(data: pydicom.Dataset) -> str:
     """Whose an image is, without saying who: a digest of Patient ID and issuer, else of the study; empty where there is neither."""
-    patient, study = str(data.get("PatientID") or "").strip(), str(data.get("StudyInstanceUID") or "").strip()
-    whose = f"patient\n{patient}\n{str(data.get('IssuerOfPatientID') or '').strip()}" if patient else f"study\n{study}"
+    return patient_digest(*(str(data.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")))
+
+
+def patient_digest(patient: str, issuer: str, study: str) -> str:
+    """See `patient_key`, of the values themselves."""
+    whose = f"patient\n{patient}\n{issuer}" if patient else f"study\n{study}"
     return hashlib.sha256(whose.encode(errors="replace")).hexdigest()[:32] if patient or study else ""
 
 

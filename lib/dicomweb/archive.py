@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +9,10 @@ from typing import Any
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from app_cdm.data.dicom_header import patient_key
+from app_cdm.data.dicom_header import patient_digest
+from lib.dicomweb.kept import Kept
 from lib.dicomweb.modalities import is_listed, searches
+from lib.dicomweb.search import JsonDataset, search_series, text_of
 
 PATIENT_FIELDS = ["PatientID", "IssuerOfPatientID"]
 
@@ -54,53 +54,51 @@ class SegmentationSeries:
 
 
 class Archive:
-    """Answers of the PACS, kept for some seconds; one thread asks, the others wait for its answer.
+    """Answers of the PACS, see `Kept`.
 
     Args:
         client: the PACS.
         modalities: what is an image; empty for every kind.
         search_filter: further conditions on series.
-        refresh_s: how old an answer may be.
+        refresh_s: how old an answer of a PACS that is quick may be.
     """
 
     def __init__(self, client: DICOMwebClient, modalities: Sequence[str], search_filter: Mapping[str, Any], refresh_s: float) -> None:
-        self._client, self._modalities, self._filter, self._refresh_s = client, modalities, search_filter, refresh_s
-        self._asking = threading.RLock()
-        self._images: tuple[float, dict[str, ImageSeries]] | None = None
-        self._segmentations: tuple[float, list[SegmentationSeries]] | None = None
+        self._client, self._modalities, self._filter = client, modalities, search_filter
+        self._images = Kept(self._find_images, refresh_s)
+        self._segmentations = Kept(self._find_segmentations, refresh_s)
         # What a stored segmentation refers to never changes, and its metadata is long.
         self._read: dict[tuple[str, int | None], SegmentationSeries | None] = {}
 
     def forget(self) -> None:
         """Makes the next question go to the PACS."""
-        with self._asking:
-            self._images = self._segmentations = None
+        self._images.forget()
+        self._segmentations.forget()
 
-    def images(self) -> dict[str, ImageSeries]:
+    def images(self) -> Mapping[str, ImageSeries]:
         """Image series by SeriesInstanceUID."""
-        with self._asking:
-            if self._images is None or time.monotonic() - self._images[0] > self._refresh_s:
-                found: dict[str, ImageSeries] = {}
-                for search in searches(self._modalities, self._filter):
-                    for item in map(Dataset.from_json, self._client.search_for_series(search_filters=search, fields=PATIENT_FIELDS)):
-                        if is_listed(str(item.get("Modality", "")), self._modalities):
-                            found[str(item.SeriesInstanceUID)] = _image(item)
-                self._images = time.monotonic(), found
-            return dict(self._images[1])
+        return self._images.get()
 
     def segmentations(self) -> list[SegmentationSeries]:
         """Segmentations of the listed images, the oldest first."""
-        with self._asking:
-            if self._segmentations is None or time.monotonic() - self._segmentations[0] > self._refresh_s:
-                items = map(Dataset.from_json, self._client.search_for_series(search_filters={"Modality": "SEG"}))
-                found = [self._segmentation(item) for item in items if item.get("Modality") == "SEG"]
-                self._segmentations = time.monotonic(), sorted(filter(None, found), key=lambda item: (item.time, item.uid))
-            segmentations = self._segmentations[1]
         images = self.images()
-        return [item for item in segmentations if item.image in images]
+        return [item for item in self._segmentations.get() if item.image in images]
 
-    def _segmentation(self, item: Dataset) -> SegmentationSeries | None:
-        uid, study = str(item.SeriesInstanceUID), str(item.StudyInstanceUID)
+    def _find_images(self) -> dict[str, ImageSeries]:
+        found = {}
+        for search in searches(self._modalities, self._filter):
+            for item in search_series(self._client, search, PATIENT_FIELDS):
+                if is_listed(text_of(item, "Modality"), self._modalities):
+                    found[text_of(item, "SeriesInstanceUID")] = _image(item)
+        return found
+
+    def _find_segmentations(self) -> list[SegmentationSeries]:
+        items = search_series(self._client, {"Modality": "SEG"}, [])
+        found = [self._segmentation(item) for item in items if text_of(item, "Modality") == "SEG"]
+        return sorted(filter(None, found), key=lambda item: (item.time, item.uid))
+
+    def _segmentation(self, item: JsonDataset) -> SegmentationSeries | None:
+        uid, study = text_of(item, "SeriesInstanceUID"), text_of(item, "StudyInstanceUID")
         key = uid, _count(item)
         if key not in self._read:
             described = [Dataset.from_json(entry) for entry in self._client.retrieve_series_metadata(study, uid)]
@@ -109,8 +107,10 @@ class Archive:
         return self._read[key]
 
 
-def _image(item: Dataset) -> ImageSeries:
-    return ImageSeries(str(item.SeriesInstanceUID), str(item.StudyInstanceUID), _count(item), patient_key(item))
+def _image(item: JsonDataset) -> ImageSeries:
+    study = text_of(item, "StudyInstanceUID")
+    patient = patient_digest(text_of(item, "PatientID"), text_of(item, "IssuerOfPatientID"), study)
+    return ImageSeries(text_of(item, "SeriesInstanceUID"), study, _count(item), patient)
 
 
 def _segmentation(item: Dataset) -> SegmentationSeries:
@@ -118,9 +118,9 @@ def _segmentation(item: Dataset) -> SegmentationSeries:
     return SegmentationSeries(str(item.SeriesInstanceUID), str(item.StudyInstanceUID), str(item.SOPInstanceUID), image, _time(item))
 
 
-def _count(item: Dataset) -> int | None:
-    count = item.get("NumberOfSeriesRelatedInstances")
-    return int(count) if count is not None else None
+def _count(item: JsonDataset) -> int | None:
+    count = text_of(item, "NumberOfSeriesRelatedInstances")
+    return int(count) if count else None
 
 
 def _time(item: Dataset) -> str:

@@ -22,9 +22,11 @@ class DicomWeb:
 
     Args:
         folder: DICOM files to begin with.
+        most: series in one answer, the others by offset; without it, all are in the first and offsets mean nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most: int | None = None) -> None:
+        self.most, self.num_searches = most, 0
         self.instances = self.read(folder, "IM*")
         handler = type("Handler", (_Handler,), {"store": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -59,6 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/series":
             filters = {key: value for key, value in parse_qsl(parts.query) if key in SERIES_FIELDS}
             found = self.store.series(filters)
+            self.store.num_searches += 1
+            if self.store.most is not None:
+                offset = int(dict(parse_qsl(parts.query)).get("offset", 0))
+                found = found[offset : offset + self.store.most]
             self._json([{key: item[key].to_json_dict(None, 0) for key in SERIES_FIELDS if key in item} for item in found])
             return
         match = re.fullmatch(r"/studies/([0-9.]+)/series/([0-9.]+)(/metadata)?", path)

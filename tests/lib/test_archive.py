@@ -1,0 +1,123 @@
+"""What is asked of a PACS: all of its answer, and as rarely and as patiently as it needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dicomweb_client import DICOMwebClient
+from pydicom.dataset import Dataset
+
+from lib.dicomweb import kept
+from lib.dicomweb.archive import Archive
+from lib.dicomweb.kept import Kept
+from lib.dicomweb.search import text_of
+from tests.host.dicomweb_process import DicomWeb
+
+
+def series(number: int) -> Dataset:
+    item = Dataset()
+    item.StudyInstanceUID, item.SeriesInstanceUID, item.Modality, item.PatientID = "1.2", f"1.2.{number}", "MR", f"P{number % 7}"
+    return item
+
+
+@pytest.mark.parametrize(
+    ("num_series", "most", "num_searches"),
+    [(120, 50, 3), (100, 50, 3), (120, None, 1), (150, None, 2), (0, 50, 1)],
+    ids=["three pages", "two full pages", "all at once", "a server that knows no offsets", "empty"],
+)
+def test_every_series_is_listed_whatever_a_server_puts_in_one_answer(
+    tmp_path: Path, num_series: int, most: int | None, num_searches: int
+) -> None:
+    pacs = DicomWeb(tmp_path, most)
+    pacs.instances = [series(number) for number in range(num_series)]
+    try:
+        archive = Archive(DICOMwebClient(pacs.url), ["MR"], {}, 60)
+        images = archive.images()
+        assert set(images) == {f"1.2.{number}" for number in range(num_series)}
+        assert len({image.patient for image in images.values()}) == min(7, num_series)
+        assert archive.images() is images
+        assert pacs.num_searches == num_searches
+    finally:
+        pacs.stop()
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [({}, ""), ({"00100020": {"vr": "LO"}}, ""), ({"00100020": {"Value": [None]}}, ""), ({"00100020": {"Value": [" A1 "]}}, "A1")],
+)
+def test_values_that_a_server_leaves_out_are_empty(item: dict[str, dict[str, object]], expected: str) -> None:
+    assert text_of(item, "PatientID") == expected
+
+
+class Question:
+    """Answers 1, 2, 3, ...; from the second time on only when it may."""
+
+    def __init__(self) -> None:
+        self.count, self.may = 0, threading.Event()
+
+    def __call__(self) -> int:
+        self.count += 1
+        if self.count > 1:
+            assert self.may.wait(30)
+        return self.count
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_answer_that_is_old_serves_until_a_slow_archive_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "PATIENCE_S", 0.05)
+    question = Question()
+    answer = Kept(question, refresh_s=0)
+    assert [answer.get(), answer.get(), answer.get()] == [1, 1, 1]
+    assert question.count == 2, "one question is under way, whoever asks meanwhile"
+    time.sleep(0.1)
+    question.may.set()
+    wait_for(lambda: answer.get() == 2)
+    asked = question.count
+    assert [answer.get() for _ in range(50)] == [2] * 50
+    assert question.count == asked, "an archive that was slow is left alone for nine times as long"
+
+
+def test_a_quick_archive_is_asked_whenever_its_answer_is_old() -> None:
+    numbers = iter(range(100))
+    answer = Kept(lambda: next(numbers), refresh_s=0)
+    assert [answer.get() for _ in range(5)] == [0, 1, 2, 3, 4]
+    numbers = iter(range(100))
+    assert [Kept(lambda: next(numbers), refresh_s=60).get() for _ in range(2)] == [0, 1]
+
+
+def test_what_was_asked_before_all_was_forgotten_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "PATIENCE_S", 0.05)
+    question = Question()
+    answer = Kept(question, refresh_s=0)
+    assert [answer.get(), answer.get()] == [1, 1]
+    answer.forget()
+    threading.Timer(0.2, question.may.set).start()
+    assert answer.get() == 3
+
+
+def test_after_an_error_nothing_is_kept() -> None:
+    outcomes: list[object] = [1, OSError("the PACS is down"), TimeoutError("no answer"), 2]
+
+    def ask() -> object:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    answer = Kept(ask, refresh_s=0)
+    assert answer.get() == 1
+    with pytest.raises(OSError, match="the PACS is down"):
+        answer.get()
+    with pytest.raises(TimeoutError, match="no answer"):
+        answer.get()
+    assert answer.get() == 2
