@@ -21,6 +21,7 @@ PARTS = {
     "training": "Training",
     "cohort": "A cohort overnight",
     "growth": "What grows, and with what",
+    "pacs": "A large PACS",
 }
 INTRODUCTION = """# Performance
 

@@ -73,8 +73,8 @@ class Session:
 
 
 @contextmanager
-def serving(studies: Path, options: Options, work: Path, *extra: str) -> Iterator[tuple[Session, float]]:
-    """A server on a folder, and the seconds until its first answer."""
+def serving(studies: Path | str, options: Options, work: Path, *extra: str) -> Iterator[tuple[Session, float]]:
+    """A server on a folder or PACS, and the seconds until its first answer."""
     work.mkdir(parents=True, exist_ok=True)
     arguments = ("--model-dir", str(options.model.parent), "--model", options.model.name, "--device", options.device.type, *extra)
     start = time.perf_counter()
@@ -257,12 +257,12 @@ def _describe_cases(rows: list[dict[str, Any]]) -> list[str]:
         f"the cases are tagged. With {rows[-1]['cases']} cases the slowest answer of all took {longest_s:.2f} s ({question}); the",
         f"limit is {LIMIT_S:g} s.",
         "",
-        _row("", [f"{row['cases']} cases" for row in rows]),
+        table_row("", [f"{row['cases']} cases" for row in rows]),
         "|---|" + "---:|" * len(rows),
-        *(_row(name, [f"{1e3 * one['median_s']:.0f} ({1e3 * one['max_s']:.0f})" for one in found]) for name, found in answers.items()),
-        _row("start of the server", [f"{1e3 * row['start_s']:.0f}" for row in rows]),
-        _row("tagging three quarters at once", [f"{1e3 * row['import_s']:.0f}" for row in rows]),
-        _row("peak memory, MiB", [f"{row['peak_mib']:.0f}" for row in rows]),
+        *(table_row(name, [f"{1e3 * one['median_s']:.0f} ({1e3 * one['max_s']:.0f})" for one in found]) for name, found in answers.items()),
+        table_row("start of the server", [f"{1e3 * row['start_s']:.0f}" for row in rows]),
+        table_row("tagging three quarters at once", [f"{1e3 * row['import_s']:.0f}" for row in rows]),
+        table_row("peak memory, MiB", [f"{row['peak_mib']:.0f}" for row in rows]),
     ]
 
 
@@ -287,7 +287,7 @@ def _describe_slices(rows: list[dict[str, Any]]) -> list[str]:
         f"({longest['method']}, {longest['slices']} slices, {longest['wall_s']:.1f} s) it got {info['count']} answers, half of them within",
         f"{1e3 * info['p50_s']:.0f} ms, 95 % within {1e3 * info['p95_s']:.0f} ms; the limit is {1e3 * BUSY_LIMIT_S:.0f} ms.",
         "",
-        _row("method", ["slices", "s", "ms a slice", "ratio", "`/info/` p50, ms", "p95, ms", "longest, ms"]),
+        table_row("method", ["slices", "s", "ms a slice", "ratio", "`/info/` p50, ms", "p95, ms", "longest, ms"]),
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     before: dict[str, float] = {}
@@ -296,7 +296,7 @@ def _describe_slices(rows: list[dict[str, Any]]) -> list[str]:
         ratio = f"{a_slice / before[method]:.2f}" if method in before else ""
         before[method] = a_slice
         meanwhile = [f"{1e3 * row['info'][name]:.0f}" for name in ("p50_s", "p95_s", "max_s")]
-        lines.append(_row(method, [str(row["slices"]), f"{row['wall_s']:.2f}", f"{1e3 * a_slice:.1f}", ratio, *meanwhile]))
+        lines.append(table_row(method, [str(row["slices"]), f"{row['wall_s']:.2f}", f"{1e3 * a_slice:.1f}", ratio, *meanwhile]))
     return lines
 
 
@@ -310,10 +310,10 @@ def _describe_memory(rows: list[dict[str, Any]]) -> list[str]:
         f"file and {volume:.0f} MiB as the float32 that is worked on; `cdm_saliency` with one noise level and draw. The server",
         "scores the same untagged image for Next Sample meanwhile, and reads it a second time.",
         "",
-        _row("method", ["before, MiB", "peak, MiB", "added, in float32 volumes", "s"]),
+        table_row("method", ["before, MiB", "peak, MiB", "added, in float32 volumes", "s"]),
         "|---|---:|---:|---:|---:|",
         *(
-            _row(
+            table_row(
                 row["method"],
                 [
                     f"{row['before_mib']:.0f}",
@@ -327,5 +327,6 @@ def _describe_memory(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _row(name: str, values: list[str]) -> str:
+def table_row(name: str, values: list[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {name} | {' | '.join(values)} |"
