@@ -12,6 +12,8 @@ from pathlib import Path
 
 import requests
 
+from tests.host.preloaded import Preloaded
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 300
 
@@ -24,20 +26,29 @@ class Server:
         work: folder for its log and caches.
         arguments: further arguments of `python -m lib.serve`.
         port: where it listens; a free one by default.
+        preloaded: start it from a process that holds its third-party modules, or as users do, which takes long.
     """
 
-    def __init__(self, studies: Path, work: Path, arguments: Sequence[str] = (), port: int | None = None) -> None:
+    process: subprocess.Popen[bytes] | Preloaded
+
+    def __init__(
+        self, studies: Path, work: Path, arguments: Sequence[str] = (), port: int | None = None, *, preloaded: bool = True
+    ) -> None:
         self.studies = studies
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = work / "server.log"
         self.temporary = work / "tmp"
         self.temporary.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "lib.serve", "--studies", str(studies), "--port", str(self.port)]
-        command += ["--cache-dir", str(work / "cache"), "--device", "cpu", *arguments]
+        arguments = ["--studies", str(studies), "--port", str(self.port), "--cache-dir", str(work / "cache"), "--device", "cpu", *arguments]
         own = {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), "MONAI_LABEL_SESSION_PATH": str(work / "sessions")}
+        environment = {**os.environ, **own}
+        if preloaded:
+            self.process = Preloaded("lib.serve", arguments, REPOSITORY, environment, self.log)
+            return
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
+            command = [sys.executable, "-m", "lib.serve", *arguments]
+            self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self) -> Server:
         """Waits until it answers."""

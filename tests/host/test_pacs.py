@@ -62,7 +62,7 @@ def server(pacs: Orthanc, model_dir: Path, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MONAI_LABEL_DICOMWEB_PASSWORD", USERS["reader"])
         work = tmp_path_factory.mktemp("pacs_server")
-        running = Server(pacs.url, work, ["--model-dir", str(model_dir), "--dicomweb-user", "reader"])  # type: ignore[arg-type]
+        running = Server(pacs.url, work, ["--model-dir", str(model_dir), "--dicomweb-user", "reader"], preloaded=False)  # type: ignore[arg-type]
     try:
         yield running.wait()
     finally:
