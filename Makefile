@@ -134,5 +134,5 @@ vendor: setup
 	@$(RUN) -m lib.page.niivue
 
 clean:
-	@rm -rf demo/workspace demo/figure.png build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf demo/workspace demo/cache demo/figure.png build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

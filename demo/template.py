@@ -6,8 +6,13 @@ MNI152 nonlinear 2009a, (c) 1993-2009 Louis Collins, McConnell Brain Imaging Cen
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib.util
+import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +26,7 @@ HEAD_SPACING_MM = 1.5
 HEAD_ORIGIN_MM = np.array([-102.0, -138.0, -117.0])
 HEAD_SHAPE = (137, 176, 152)
 FACE_LEVEL_MM = -5.0
+CACHE = Path(__file__).resolve().parent / "cache"
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,36 @@ class Template:
 
 
 @functools.cache
-def load_template() -> Template:
-    """Reads the maps straight from the installed nilearn package (no download, no import) and derives the distances."""
+def load_template(cache: Path = CACHE) -> Template:
+    """The maps of the installed nilearn package (no download, no import), and the distances derived from them.
+
+    That takes some seconds, so it is kept in a file; another one is made when the maps or the code that derives are others.
+    """
     package = importlib.util.find_spec("nilearn")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the MNI152 maps ship inside nilearn, which is not installed: run `make setup`")
     folder = Path(package.origin).parent / "datasets" / "data"
+    files = [folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("gm", "wm")]
+    code = [Path(__file__), Path(__file__).with_name("fields.py")]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in (*files, *code))).hexdigest()
+    kept = cache / f"template_{key[:16]}.npz"
+    try:
+        with kept.open("rb") as file:
+            return Template(**np.load(file, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        template = _derive_template(*files)
+    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, no more
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            np.savez(Path(work) / kept.name, **vars(template))
+            (Path(work) / kept.name).replace(kept)
+    return template
+
+
+def _derive_template(grey_file: Path, white_file: Path) -> Template:
     maps = {}
-    for name in ("gm", "wm"):
-        image = nib.Nifti1Image.from_filename(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+    for name, file in (("gm", grey_file), ("wm", white_file)):
+        image = nib.Nifti1Image.from_filename(file)
         maps[name] = np.asarray(image.dataobj, dtype=np.float32) / 255.0
     origin = np.asarray(image.affine[:3, 3], dtype=np.float32)
     brain = _on_head_grid(maps["gm"] + maps["wm"], origin) > 0.3

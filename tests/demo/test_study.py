@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from demo import template
 from demo.cases import Case, CaseSpec, draw_spec, make_case
 from demo.study import DEMO_CASES, DICOM_CASE, main, write_tagged_study
+from demo.template import Template
 
 SPEC = CaseSpec("case", seed=7, radius_mm=18.0, side=-1, slice_mm=6.5, tilt_deg=8.0)
 
@@ -97,3 +99,25 @@ def test_command_line_rejects_nonsense(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as error:
         main(["--out", str(tmp_path), "--cases", "0"])
     assert error.value.code == 2
+
+
+def test_a_kept_template_is_read_and_a_broken_one_is_derived_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [np.random.default_rng(index).random((20, 30, 40), dtype=np.float32) for index in range(6)]
+    derived: list[Template] = []
+
+    def derive(grey_file: Path, white_file: Path) -> Template:
+        assert grey_file.exists() and white_file.exists()
+        derived.append(Template(*fields))
+        return derived[-1]
+
+    monkeypatch.setattr(template, "_derive_template", derive)
+    load_template = template.load_template.__wrapped__
+    assert load_template(tmp_path) is derived[0]
+    (kept,) = tmp_path.iterdir()
+    assert all(np.array_equal(array, field) for array, field in zip(vars(load_template(tmp_path)).values(), fields, strict=True))
+    assert len(derived) == 1
+    kept.write_bytes(kept.read_bytes()[:10_000])
+    assert load_template(tmp_path) is derived[1]
+    assert list(tmp_path.iterdir()) == [kept]
+    load_template(tmp_path)
+    assert len(derived) == 2
