@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-from tests.host.preloaded import Preloaded
+from tests.preloaded import Preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 300

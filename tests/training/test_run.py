@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,21 +18,10 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.segmentation.gate import slice_logits
 from app_cdm.training.checkpoint import CheckpointError
 from app_cdm.training.run import TaggedFolder, train
+from tests.preloaded import Preloaded
 from tests.training.synthetic import tiny_settings, write_blob_study
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = """
-import sys
-from pathlib import Path
-from app_cdm.data.tags import read_tags
-from app_cdm.training.run import TaggedFolder, train
-from tests.training.synthetic import tiny_settings
-study, output, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-settings = tiny_settings(steps)
-often = settings.classifier.replace(checkpoint_every_s=0.0)
-settings = settings.replace(classifier=often, diffusion=settings.diffusion.replace(num_steps=4))
-train([TaggedFolder(study / "images", read_tags(study / "slices.csv"))], settings, output, progress=False)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +126,8 @@ def test_fine_tuning_starts_from_the_given_model(study: Path, tmp_path: Path) ->
 
 
 def test_killed_process_continues_and_ends_as_if_nothing_had_happened(study: Path, tmp_path: Path) -> None:
-    def start(output: Path) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(study), str(output), "25"], cwd=tmp_path, env=environment)
+    def start(output: Path) -> Preloaded:
+        return Preloaded("tests.training.train_process", [str(study), str(output), "25"], ROOT, os.environ, tmp_path / "log")
 
     undisturbed = start(tmp_path / "whole")
     victim = start(tmp_path / "killed")
