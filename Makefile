@@ -1,6 +1,7 @@
 # Research use only, not a medical device. `make help` lists the targets.
 PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c '$(IS_311)' 2>/dev/null && { command -v $$p; break; }; done)
 PORT = 8000
+TEST_PROCESSES = 3
 HOST = 127.0.0.1
 DEVICE = auto
 STUDIES =
@@ -111,10 +112,10 @@ benchmark-speed: setup
 	@$(RUN) -m benchmarks.speed --data "$(DATA)"
 
 test: setup-dev
-	@$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
+	@$(RUN) -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder tests
 
 test-e2e: setup-dev
-	@$(RUN) -m pytest -q tests/e2e
+	@APP_CDM_WHOLE_SERIES=1 $(RUN) -m pytest -q tests/e2e
 
 # Fifty kills of server and trainer; the short version is part of `make test`.
 test-faults: setup-dev

@@ -18,16 +18,19 @@ from tests.host.answers import nifti
 from tests.host.server_process import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+QUICK_SLICES = 30
 DATA = Path(os.environ.get("APP_CDM_DATA", REPOSITORY.parent / "shared" / "data")) / "dicom"
 
 
 def first_study(name: str) -> list[Path]:
-    """The DICOM files of the first study of a data set."""
-    found: dict[str, list[Path]] = {}
+    """The DICOM files of the first study of a data set; of a longer series so many slices in a row as a quick run has time for."""
+    found: dict[str, dict[str, list[tuple[int, Path]]]] = {}
     for file in sorted((DATA / name).rglob("*.dcm")):
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["StudyInstanceUID"])
-        found.setdefault(str(header.StudyInstanceUID), []).append(file)
-    return next(iter(found.values()), [])
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        series = found.setdefault(str(header.StudyInstanceUID), {}).setdefault(str(header.SeriesInstanceUID), [])
+        series.append((int(header.InstanceNumber), file))
+    most = None if os.environ.get("APP_CDM_WHOLE_SERIES") else QUICK_SLICES
+    return [file for series in next(iter(found.values()), {}).values() for _, file in sorted(series)[:most]]
 
 
 @pytest.mark.timeout(700)
