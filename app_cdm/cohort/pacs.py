@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session, create_session_from_user_pass
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
 
 from app_cdm.cohort.cases import Case
 from app_cdm.cohort.holder import is_running, this_process
 from app_cdm.data.dicom import IMAGE_MODALITIES, read_dicom_folder
+from app_cdm.data.qido import search_series, text_of
 from app_cdm.data.volume import Volume
 
 PREFIX = "app_cdm_series_"
@@ -73,26 +73,16 @@ class Pacs:
         # Who starts a cohort wants to know at once that the server is not there; in the night it may be back after a moment.
         self._client.set_http_retry_params(retry=False)
         for search in [{**query, "Modality": item} for item in modalities] or [dict(query)]:
-            for item in self._search(search):
-                if str(item.get("Modality", "")) in (modalities or IMAGE_MODALITIES):
-                    study, series = str(item.StudyInstanceUID), str(item.SeriesInstanceUID)
-                    count = item.get("NumberOfSeriesRelatedInstances")
-                    read = partial(self._read, study, series, None if count is None else int(count))
+            for item in search_series(self._client, search):
+                if text_of(item, "Modality") in (modalities or IMAGE_MODALITIES):
+                    study, series = text_of(item, "StudyInstanceUID"), text_of(item, "SeriesInstanceUID")
+                    count = text_of(item, "NumberOfSeriesRelatedInstances")
+                    read = partial(self._read, study, series, int(count) if count else None)
                     cases[series] = Case(series, f"{self.url}/studies/{study}/series/{series}", read)
         self._client.set_http_retry_params(retry=True)
         if not cases:
             raise FileNotFoundError(f"{self.url}: no image series matches {dict(query) or 'the query, which asks for all'}")
         return [cases[series] for series in sorted(cases)]
-
-    def _search(self, search: Mapping[str, str]) -> list[Dataset]:
-        """All series that match, page by page; a server that does not know pages gives the first one again."""
-        found: dict[str, Dataset] = {}
-        while True:
-            page = self._client.search_for_series(search_filters=dict(search), offset=len(found) or None)
-            items = {str(item.SeriesInstanceUID): item for item in map(Dataset.from_json, page)}
-            if items.keys() <= found.keys():
-                return list(found.values())
-            found.update(items)
 
     def sweep(self) -> None:
         """Removes what processes of this machine that were killed have left in the cache."""

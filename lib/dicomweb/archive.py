@@ -10,9 +10,9 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from app_cdm.data.dicom_header import patient_digest
+from app_cdm.data.qido import JsonDataset, search_series, text_of
 from lib.dicomweb.kept import Kept
 from lib.dicomweb.modalities import is_listed, searches
-from lib.dicomweb.search import JsonDataset, search_series, text_of
 
 PATIENT_FIELDS = ["PatientID", "IssuerOfPatientID"]
 
@@ -93,7 +93,7 @@ class Archive:
         return found
 
     def _find_segmentations(self) -> list[SegmentationSeries]:
-        items = search_series(self._client, {"Modality": "SEG"}, [])
+        items = search_series(self._client, {"Modality": "SEG"})
         found = [self._segmentation(item) for item in items if text_of(item, "Modality") == "SEG"]
         return sorted(filter(None, found), key=lambda item: (item.time, item.uid))
 

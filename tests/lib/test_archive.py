@@ -11,10 +11,10 @@ import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
+from app_cdm.data.qido import text_of
 from lib.dicomweb import kept
 from lib.dicomweb.archive import Archive
 from lib.dicomweb.kept import Kept
-from lib.dicomweb.search import text_of
 from tests.host.dicomweb_process import DicomWeb
 
 
@@ -26,7 +26,7 @@ def series(number: int) -> Dataset:
 
 @pytest.mark.parametrize(
     ("num_series", "most", "num_searches"),
-    [(120, 50, 3), (100, 50, 3), (120, None, 1), (150, None, 2), (0, 50, 1)],
+    [(123, 50, 3), (100, 50, 3), (123, None, 1), (150, None, 2), (0, 50, 1)],
     ids=["three pages", "two full pages", "all at once", "a server that knows no offsets", "empty"],
 )
 def test_every_series_is_listed_whatever_a_server_puts_in_one_answer(

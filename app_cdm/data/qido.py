@@ -11,10 +11,10 @@ from pydicom.datadict import tag_for_keyword
 JsonDataset = Mapping[str, Mapping[str, Any]]
 
 # Servers that cut their answers off do so at a round number.
-PAGE_UNIT = 50
+PAGE_UNIT = 10
 
 
-def search_series(client: DICOMwebClient, search_filters: Mapping[str, Any], fields: Sequence[str]) -> list[JsonDataset]:
+def search_series(client: DICOMwebClient, search_filters: Mapping[str, Any], fields: Sequence[str] = ()) -> list[JsonDataset]:
     """Every series that a server has for a search; what it leaves out of its first answer is asked for with an offset.
 
     Args:
