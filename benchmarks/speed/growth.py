@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import requests
 
-from benchmarks.speed.part import Options
+from benchmarks.speed.part import ROOT, Options
 from demo.server import LabelServer, find_free_port
 
 NUM_CASES = (10, 1_000, 20_000)
@@ -29,6 +33,7 @@ LARGE = (512, 512, 1_000)
 SIDE = 256
 REPEATS = 7
 COLD_STARTS = 3
+NUM_PACKAGES = 8
 TIMEOUT_S = 3_600
 LIMIT_S = 1.0
 BUSY_LIMIT_S = 0.3
@@ -90,6 +95,7 @@ def measure(options: Options) -> dict[str, Any]:
         "scale": SCALE,
         "cases": measure_cases(options),
         "cold": measure_cold_start(options),
+        "imports": measure_imports(),
         "slices": measure_slices(options),
         "memory": measure_memory(options),
     }
@@ -157,6 +163,17 @@ def measure_cold_start(options: Options) -> list[dict[str, float]]:
             first_s, second_s = session.infer("student", "case"), session.infer("student", "case")
             runs.append({"first_answer_s": start_s, "first_mask_s": start_s + first_s, "second_mask_s": second_s})
     return runs
+
+
+def measure_imports() -> dict[str, Any]:
+    """Seconds that a server spends on importing, by package: what a package imports of others counts for these."""
+    command = [sys.executable, "-X", "importtime", "-c", "import main, monailabel.app"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    microseconds = Counter[str]()
+    for own, module in re.findall(r"^import time:\s*(\d+) \|\s*\d+ \|\s*([\w.]+)", told, re.MULTILINE):
+        microseconds[module.split(".")[0]] += int(own)
+    packages = [(name, count / 1e6) for name, count in microseconds.most_common(NUM_PACKAGES)]
+    return {"total_s": microseconds.total() / 1e6, "packages": packages}
 
 
 def measure_slices(options: Options) -> dict[str, Any]:
@@ -243,7 +260,7 @@ def write_volume(path: Path, shape: tuple[int, int, int]) -> Path:
 def describe(result: dict[str, Any]) -> list[str]:
     """The tables."""
     lines = [] if result["scale"] == 1 else [f"**A quick run at {result['scale']:g} of the full size.**", ""]
-    lines += [*_describe_cases(result["cases"]), "", *_describe_cold(result["cold"]), ""]
+    lines += [*_describe_cases(result["cases"]), "", *_describe_cold(result["cold"], result["imports"]), ""]
     return [*lines, *_describe_slices(result["slices"]["rows"]), "", *_describe_memory(result["memory"])]
 
 
@@ -266,13 +283,18 @@ def _describe_cases(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _describe_cold(runs: list[dict[str, float]]) -> list[str]:
+def _describe_cold(runs: list[dict[str, float]], imports: dict[str, Any]) -> list[str]:
     answer, first, second = (statistics.median(run[f"{name}_s"] for run in runs) for name in ("first_answer", "first_mask", "second_mask"))
     return [
         "### Cold start",
         "",
         f"From the start of the process, median of {len(runs)}: the first answer of `/info/` after {answer:.1f} s, the first mask",
         f"(`student`, 160x160x40) after {first:.1f} s; a second mask takes {second:.2f} s.",
+        "",
+        f"Imports take {imports['total_s']:.1f} s of it by Python's own clock, which slows them down: "
+        + ", ".join(f"{name} {seconds:.1f}" for name, seconds in imports["packages"])
+        + ". MONAI Label imports all of MONAI, which imports scipy and matplotlib; diffusers imports torch's compiler.",
+        "What can be left out is not installed (pytorch-ignite).",
     ]
 
 
