@@ -69,6 +69,11 @@ class FolderDatastore(FolderIndex):
         """Image -> whose it is, as a digest; of DICOM series that say so."""
         return patients_of(self._series)
 
+    def title(self, image_id: str) -> str:
+        """What an image is called, if it is a DICOM series that says so."""
+        series = self._series.get(image_id)
+        return title_of(series.description, series.modality, series.part) if series else ""
+
     def series_file(self, image_id: str) -> Path:
         """Where the NIfTI of a series lies once it is converted."""
         series = self._series[image_id]
@@ -220,6 +225,12 @@ def series_id(series: DicomSeries) -> str:
 def patients_of(series: Mapping[str, DicomSeries]) -> dict[str, str]:
     """Image -> whose it is, as a digest; images that do not say so are missing."""
     return {image_id: item.patient for image_id, item in series.items() if item.patient}
+
+
+def title_of(description: str, modality: str, part: tuple[str, str] | None = None) -> str:
+    """What a series is called: its description, else its modality, and what sets a volume apart in it."""
+    name = f"{description} ({modality})" if description and modality else description or modality
+    return f"{name}, {part[0]} {part[1]}" if name and part else name
 
 
 def told(left_out: Mapping[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from app_cdm.data.qido import JsonDataset, search_series, text_of
 from lib.dicomweb.kept import Kept
 from lib.dicomweb.modalities import is_listed, searches
 
-PATIENT_FIELDS = ["PatientID", "IssuerOfPatientID"]
+FIELDS = ["PatientID", "IssuerOfPatientID", "SeriesDescription"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class ImageSeries:
         study: StudyInstanceUID.
         num_instances: how many there are, if the PACS says so.
         patient: digest of whose it is, see `patient_key`; empty if the PACS does not say.
+        description: SeriesDescription; may be empty.
+        modality: such as `MR`.
     """
 
     uid: str
     study: str
     num_instances: int | None
     patient: str = ""
+    description: str = ""
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Archive:
     def _find_images(self) -> dict[str, ImageSeries]:
         found = {}
         for search in searches(self._modalities, self._filter):
-            for item in search_series(self._client, search, PATIENT_FIELDS):
+            for item in search_series(self._client, search, FIELDS):
                 if is_listed(text_of(item, "Modality"), self._modalities):
                     found[text_of(item, "SeriesInstanceUID")] = _image(item)
         return found
@@ -110,7 +114,8 @@ class Archive:
 def _image(item: JsonDataset) -> ImageSeries:
     study = text_of(item, "StudyInstanceUID")
     patient = patient_digest(text_of(item, "PatientID"), text_of(item, "IssuerOfPatientID"), study)
-    return ImageSeries(text_of(item, "SeriesInstanceUID"), study, _count(item), patient)
+    described = text_of(item, "SeriesDescription"), text_of(item, "Modality")
+    return ImageSeries(text_of(item, "SeriesInstanceUID"), study, _count(item), patient, *described)
 
 
 def _segmentation(item: Dataset) -> SegmentationSeries:

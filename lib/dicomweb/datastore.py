@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from app_cdm.data.dicom import IMAGE_MODALITIES
 from app_cdm.data.header import read_grid
 from app_cdm.data.volume import VolumeError, read_volume, write_map, write_mask
-from lib.datastore import told
+from lib.datastore import title_of, told
 from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
 from lib.dicomweb.segmentation import read_segmentation
 from lib.dicomweb.segments import name_segments
@@ -59,6 +59,11 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
     def patients(self) -> dict[str, str]:
         """Image -> whose it is, as a digest; of series whose PACS says so."""
         return {image: series.patient for image, series in self.archive.images().items() if series.patient}
+
+    def title(self, image_id: str) -> str:
+        """What an image is called, if the PACS says so."""
+        series = self.archive.images().get(image_id)
+        return title_of(series.description, series.modality) if series else ""
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images with a segmentation in the PACS, each once."""

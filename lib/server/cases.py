@@ -60,7 +60,8 @@ def state(login: User = READER) -> dict[str, Any]:
 def cases(query: str = "", state: State = "all", offset: int = 0, limit: int = 50, login: User = READER) -> dict[str, Any]:
     """A part of the list of cases, by name: what was tagged on each, by whom, and when last.
 
-    `query` is part of a name or of a user's name; `open` is what lacks a tag for some class.
+    `query` is part of a name, of a title or of a user's name; `open` is what lacks a tag for some class. The title is what a DICOM
+    series is called in it, and empty of other images; whose it is, is not part of it.
     """
     if offset < 0 or not 0 < limit <= MAX_PAGE:
         raise UnusableRequestError(f"offset = {offset}, limit = {limit}: offset must be at least 0, limit 1 to {MAX_PAGE}")
@@ -78,6 +79,7 @@ def case(image: str, login: User = READER) -> dict[str, Any]:
     study = study_of(image)
     has_ohif = study is not None and isinstance(app_instance().datastore(), DICOMWebDatastore)
     about = {
+        "title": book().images.title(image),
         "classes": book().class_names(),
         "slicing_axis": axis,
         "num_slices": grid.array.shape[axis],
@@ -132,6 +134,7 @@ def _row(image: str, events: Collection[TagEvent]) -> dict[str, Any]:
     given = [event for event in events if event.value is not None]
     return {
         "image": image,
+        "title": book().images.title(image),
         "tags": {event.class_name: event.value for event in given},
         "users": sorted({event.user for event in given}),
         "time": max((event.time for event in given), default=None),
@@ -142,7 +145,11 @@ def _is_wanted(image: str, events: Collection[TagEvent], query: str, state: Stat
     if state == "all" and not query:
         return True
     given = {event.class_name: event for event in events if event.value is not None}
-    if query and query not in image.casefold() and not any(query in event.user.casefold() for event in given.values()):
+    if (
+        query
+        and query not in f"{image}\n{book().images.title(image)}".casefold()
+        and not any(query in event.user.casefold() for event in given.values())
+    ):
         return False
     is_complete = bool(given) and all(name in given for name in names)
     return state == "all" or (state == "tagged" and bool(given)) or (state == "open" and not is_complete)

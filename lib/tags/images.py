@@ -11,7 +11,7 @@ from monailabel.interfaces.datastore import Datastore
 from app_cdm.data.header import read_grid, read_series_grid
 from app_cdm.data.slices import find_slicing_axis
 from app_cdm.data.volume import Volume
-from lib.datastore import IMAGE_PATTERNS, FolderDatastore, patients_of, series_by_id
+from lib.datastore import IMAGE_PATTERNS, FolderDatastore, patients_of, series_by_id, title_of
 from lib.dicomweb.datastore import PacsDatastore
 
 
@@ -29,6 +29,9 @@ class Images(Protocol):
 
     def patients(self) -> dict[str, str]:
         """Image -> whose it is, as a digest, where the images themselves say so."""
+
+    def title(self, image: str) -> str:
+        """What an image is called, where it says so itself; else empty."""
 
 
 class DatastoreImages:
@@ -64,6 +67,10 @@ class DatastoreImages:
         """Image -> whose it is, as a digest; of DICOM series that say so."""
         known: dict[str, str] = self._datastore.patients() if isinstance(self._datastore, FolderDatastore | PacsDatastore) else {}
         return known
+
+    def title(self, image: str) -> str:
+        """What an image is called, such as `AX FLAIR (MR)`, if it is a DICOM series that says so."""
+        return self._datastore.title(image) if isinstance(self._datastore, FolderDatastore | PacsDatastore) else ""
 
 
 class FolderImages:
@@ -101,6 +108,11 @@ class FolderImages:
     def patients(self) -> dict[str, str]:
         """Image -> whose it is, as a digest; of DICOM series that say so."""
         return patients_of(self._series)
+
+    def title(self, image: str) -> str:
+        """What an image is called, if it is a DICOM series that says so."""
+        series = self._series.get(image)
+        return title_of(series.description, series.modality, series.part) if series else ""
 
 
 def count_slices(images: Images, image: str) -> int:

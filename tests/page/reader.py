@@ -58,7 +58,7 @@ class Reader:
         assert address is not None
         self.page.goto(address)
         if image is not None:
-            self.sees("case-name", image)
+            self.sees_case(image)
         return self
 
     def press(self, *keys: str) -> Reader:
@@ -81,6 +81,10 @@ class Reader:
         self.sees("opinion-text", "Hidden")
         return self
 
+    def sees_case(self, image: str) -> None:
+        """Waits until a case is the one shown."""
+        expect(self.page.locator("#case-name")).to_have_attribute("title", image, timeout=LIMIT_MS)
+
     def picks(self, image: str) -> Reader:
         """Opens a case from the list, by keys."""
         self.press("c")
@@ -91,7 +95,7 @@ class Reader:
         expect(self.page.locator("#cases-list button")).to_have_count(1, timeout=LIMIT_MS)
         self.press("ArrowDown", "Enter")
         self.page.locator("#cases-query").evaluate("field => { field.value = ''; }")
-        self.sees("case-name", image)
+        self.sees_case(image)
         return self
 
     def goes_to(self, number: int) -> Reader:

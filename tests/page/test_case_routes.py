@@ -111,7 +111,7 @@ def test_a_study_of_a_pacs_is_opened_by_its_uid_and_leads_to_ohif(browser: Brows
     study = ask(pacs_server, f"case/{image}").json()["study"]
     with Reader(browser, pacs_server.url) as reader:
         reader.open(None, study=study)
-        reader.sees("case-name", image)
+        reader.sees_case(image)
         link = reader.page.locator("#ohif")
         assert link.is_visible() and link.get_attribute("href") == f"{pacs_server.url}/ohif/viewer?StudyInstanceUIDs={study}"
         reader.hides_opinion().sees_tissue()

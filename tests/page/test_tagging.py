@@ -76,7 +76,7 @@ def test_what_is_half_marked_is_not_left_without_a_word(reader: Reader) -> None:
     reader.press("n")
     expect(reader.page.locator("#case-name")).not_to_have_text("case1", timeout=60_000)
     reader.press("b")
-    reader.sees("case-name", "case1")
+    reader.sees_case("case1")
 
 
 def test_somebody_elses_tag_is_taken_back_at_the_second_press_only(reader: Reader) -> None:
@@ -102,7 +102,7 @@ def test_the_list_shows_who_tagged_what_and_finds_cases(reader: Reader) -> None:
     expect(rows.first).to_contain_text("bob")
     assert reader.text("case-name") == "case0", "letters in a text field are no commands"
     reader.press("ArrowDown", "Enter")
-    reader.sees("case-name", "case3")
+    reader.sees_case("case3")
     assert "image=case3" in reader.page.url
 
 
@@ -118,7 +118,12 @@ def test_links_that_lead_nowhere_are_said_so(reader: Reader) -> None:
 def test_a_study_opens_its_series(reader: Reader, series: str) -> None:
     study = requests.get(f"{reader.url}/tagging/case/{series}", timeout=60).json()["study"]
     reader.open(None, study=study)
-    reader.sees("case-name", series)
+    reader.sees_case(series)
+    assert reader.text("case-name") == f"made FLAIR (MR) …{series[-6:]}", "a long id tells nobody what it is"
+    reader.press("c")
+    reader.page.locator("#cases-query").fill("flair")
+    expect(reader.page.locator("#cases-list button")).to_have_text([re.compile(r"^made FLAIR \(MR\) …")], timeout=60_000)
+    reader.press("Escape")
     assert not reader.page.locator("#ohif").is_visible(), "OHIF needs a DICOMweb server"
 
 

@@ -45,17 +45,23 @@ async function load() {
   }
 }
 
-function makeRow({ image, tags, users, time }) {
+/** What a case is called on the screen: of a DICOM series its title, and enough of its long id to tell it from others. */
+export function nameOf({ image, title }) {
+  return title ? `${title} …${image.split("_")[0].slice(-6)}` : image;
+}
+
+function makeRow({ image, title, tags, users, time }) {
   const item = document.createElement("li");
   const button = document.createElement("button");
   button.type = "button";
   if (image === current) button.setAttribute("aria-current", "true");
   const tagged = Object.entries(tags).map(([name, tag]) => `${name}: ${inWords(tag)}`);
-  const texts = [image, tagged.join("; ") || "not tagged", users.length ? `${users.join(", ")} ${shortTime(time)}` : ""];
+  const texts = [nameOf({ image, title }), tagged.join("; ") || "not tagged", users.length ? `${users.join(", ")} ${shortTime(time)}` : ""];
   button.append(
     ...texts.map((text, index) => {
       const part = document.createElement("span");
-      part.textContent = part.title = text;
+      part.textContent = text;
+      part.title = index === 0 ? image : text;
       part.classList.toggle("muted", index > 0);
       return part;
     }),

@@ -1,6 +1,7 @@
 // Everything on the page that follows from what is known, written anew after each change.
 
 import { address } from "./api.js";
+import { nameOf } from "./cases.js";
 import { describe, percent } from "./opinion.js";
 import { showClasses } from "./panel.js";
 
@@ -60,8 +61,9 @@ function showCase({ shown }) {
     button.disabled = !shown && !WITHOUT_CASE.has(button.dataset.action);
     if ("volume" in button.dataset) button.hidden = Boolean(shown?.isPicture);
   }
-  $("case-name").textContent = $("case-name").title = about?.image ?? "Tagging";
-  document.title = about ? `${about.image} – Tagging` : "Tagging";
+  $("case-name").textContent = about ? nameOf(about) : "Tagging";
+  $("case-name").title = about?.image ?? "";
+  document.title = about ? `${nameOf(about)} – Tagging` : "Tagging";
   const size = about ? `${about.shape.join(" × ")} voxels, ${about.spacing_mm.map((mm) => mm.toFixed(2)).join(" × ")} mm` : "";
   $("case-about").textContent = size;
   $("ohif").hidden = !about?.ohif;
