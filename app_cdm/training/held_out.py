@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from app_cdm.data.tags import PRESENT, UNKNOWN, TagTable
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.segmentation.gate import map_logits, slice_logits, slice_scores
+from app_cdm.segmentation.gate import joint_logits, map_logits, slice_logits, slice_scores
 from app_cdm.training.teacher import student_probabilities
 
 MIN_PATIENTS = 4
@@ -113,8 +114,8 @@ def _auc_or_loss(logits: torch.Tensor, states: torch.Tensor) -> float:
 def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, float]:
     """How well a model tells held-out slices apart, class by class and as a mean.
 
-    The score of a slice is the classifier's, smoothed along the volume in millimetres as in the gate; with a student, `map/<class>` is that
-    of its map, see `map_logits`.
+    `gate/<class>` is that of the gate as it works: of classifier and student together, smoothed along the volume in millimetres. With a
+    student, `map/<class>` is that of its map alone, see `map_logits`.
 
     Args:
         pipeline: the model.
@@ -123,25 +124,34 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
     Returns:
         `gate/<class>`, `map/<class>` and `mean`; classes without both states are left out, and `mean` is NaN where all are.
     """
-    logits = slice_logits(pipeline.classifier, data.slices).numpy()
-    smoothing = pipeline.settings_for("cdm_saliency").mask.gate_smoothing_mm
+    of_classifier = slice_logits(pipeline.classifier, data.slices).numpy()
+    of_maps, every = None, torch.arange(len(data.slices))
+    if pipeline.student is not None:
+        maps = [student_probabilities(pipeline.student, data, every, index).numpy() for index in range(len(data.class_names))]
+        of_maps = np.stack([map_logits(one) for one in maps], axis=1)
     scores: dict[str, float] = {}
+    gate = _gate_scores(pipeline, data, of_classifier, of_maps)
     for class_index, name in enumerate(data.class_names):
         states = data.states[:, class_index].numpy()
         known = states != UNKNOWN
         if len(set(states[known].tolist())) < 2:
             continue
-        gaps = data.spacing_mm or (1.0,) * len(data.image_ids)
-        smoothed = np.concatenate(
-            [slice_scores(logits[rows, class_index], gap, smoothing) for rows, gap in zip(_volumes(data), gaps, strict=True)]
-        )
-        scores[f"gate/{name}"] = tag_auc(smoothed[known].tolist(), (states[known] == PRESENT).tolist())
-        if pipeline.student is not None:
-            tops = map_logits(student_probabilities(pipeline.student, data, torch.arange(len(data.slices)), class_index).numpy())
-            scores[f"map/{name}"] = tag_auc(tops[known].tolist(), (states[known] == PRESENT).tolist())
+        scores[f"gate/{name}"] = tag_auc(gate[known, class_index].tolist(), (states[known] == PRESENT).tolist())
+        if of_maps is not None:
+            scores[f"map/{name}"] = tag_auc(of_maps[known, class_index].tolist(), (states[known] == PRESENT).tolist())
     scores["mean"] = float(np.mean(list(scores.values()))) if scores else float("nan")
     return scores
 
 
-def _volumes(data: TaggedSlices) -> list[np.ndarray]:
-    return [np.flatnonzero(data.volume_index.numpy() == volume) for volume in range(len(data.image_ids))]
+def _gate_scores(pipeline: CDMPipeline, data: TaggedSlices, of_classifier: np.ndarray, of_maps: np.ndarray | None) -> np.ndarray:
+    """`(S, C)` scores of all volumes, one after the other."""
+    smoothing = pipeline.settings_for("cdm_saliency").mask.gate_smoothing_mm
+    parts = []
+    for volume in range(len(data.image_ids)):
+        rows = data.volume_index.numpy() == volume
+        gap = data.spacing_mm[volume] if data.spacing_mm else 1.0
+        logits = of_classifier[rows]
+        if of_maps is not None:
+            logits = joint_logits(of_maps[rows], partial(np.take, logits, axis=0), gap)
+        parts.append(np.stack([slice_scores(column, gap, smoothing) for column in logits.T], axis=1))
+    return np.concatenate(parts)

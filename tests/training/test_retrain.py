@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from app_cdm.cldf.features import FeatureSettings
 from app_cdm.cldf.settings import CLDFSettings
 from app_cdm.config import SettingsError
+from app_cdm.data.slices import cut_slices
 from app_cdm.data.tags import TagTable, read_tags
+from app_cdm.data.volume import read_volume
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.segmentation.gate import slice_logits, slice_scores
+from app_cdm.segmentation.gate import slice_scores
 from app_cdm.student.settings import StudentSettings
 from app_cdm.training.held_out import TooFewTagsError, held_out_scores, load_held_out, missing_tags, split_patients
 from app_cdm.training.optimization import OptimizerSettings
@@ -127,9 +129,9 @@ def test_gate_is_judged_as_it_works_smoothed_in_millimetres(
     mask = pipeline.settings_for("cdm_saliency").mask.replace(gate_smoothing_mm=6.0)
     smoothed = pipeline.with_settings(pipeline.settings_for("cdm_saliency").replace(mask=mask))
     scores = []
-    for volume in range(len(data.image_ids)):
-        logits = slice_logits(pipeline.classifier, data.slices[data.volume_index == volume])[:, 0]
-        scores += slice_scores(logits.numpy(), 5.0, 6.0).tolist()
+    for image in data.image_ids:
+        stack = cut_slices(read_volume(paths[image]), pipeline.description.preprocess)
+        scores += slice_scores(pipeline.gate_logits(stack)[:, 0], 5.0, 6.0).tolist()
     expected = tag_auc(scores, (data.states[:, 0] == 1).tolist())
     assert held_out_scores(smoothed, data)["gate/tumor"] == pytest.approx(expected)
 
