@@ -26,7 +26,7 @@ def search_series(client: DICOMwebClient, search_filters: Mapping[str, Any], fie
     while True:
         page = client.search_for_series(search_filters=dict(search_filters), fields=list(fields) or None, offset=len(found) or None)
         new = {text_of(item, "SeriesInstanceUID"): item for item in page}
-        new = {uid: item for uid, item in new.items() if uid not in found}
+        new = {uid: item for uid, item in new.items() if uid and uid not in found}
         found |= new
         if not new or len(page) % PAGE_UNIT:  # a server may also know nothing of offsets, and begin again
             return list(found.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +70,11 @@ class Archive:
     """
 
     def __init__(self, client: DICOMwebClient, modalities: Sequence[str], search_filter: Mapping[str, Any], refresh_s: float) -> None:
-        self._client, self._modalities, self._filter = client, modalities, search_filter
+        self._client, self._modalities, self._filter, self._refresh_s = client, modalities, search_filter, refresh_s
         self._images = Kept(self._find_images, refresh_s)
         self._segmentations = Kept(self._find_segmentations, refresh_s)
+        # Series asked for by themselves: when, and what there was.
+        self._single: dict[str, tuple[float, ImageSeries | None]] = {}
         # What a stored segmentation refers to never changes, and its metadata is long.
         self._read: dict[tuple[str, int | None], SegmentationSeries | None] = {}
 
@@ -78,10 +82,26 @@ class Archive:
         """Makes the next question go to the PACS."""
         self._images.forget()
         self._segmentations.forget()
+        self._single.clear()
 
     def images(self) -> Mapping[str, ImageSeries]:
-        """Image series by SeriesInstanceUID."""
-        return self._images.get()
+        """Image series by SeriesInstanceUID; of a slow PACS as they were a while ago, with those that `find` has found since."""
+        listed = self._images.get()
+        newer = {uid: series for uid, (_, series) in list(self._single.items()) if series is not None and listed.get(uid) != series}
+        return {**listed, **newer} if newer else listed
+
+    def find(self, uid: str) -> ImageSeries | None:
+        """One image series as the PACS has it now, however old the list is; None if there is no such series."""
+        if not re.fullmatch(r"[0-9.]{1,64}", uid):  # a PACS may take anything else for a pattern, or refuse it
+            return None
+        asked, series = self._single.get(uid, (float("-inf"), None))
+        if time.monotonic() - asked > self._refresh_s:
+            asked, series = time.monotonic(), None
+            for item in search_series(self._client, {**self._filter, "SeriesInstanceUID": uid}, FIELDS):
+                if text_of(item, "SeriesInstanceUID") == uid and is_listed(text_of(item, "Modality"), self._modalities):
+                    series = _image(item)
+            self._single[uid] = asked, series
+        return series
 
     def segmentations(self) -> list[SegmentationSeries]:
         """Segmentations of the listed images, the oldest first."""
@@ -89,11 +109,12 @@ class Archive:
         return [item for item in self._segmentations.get() if item.image in images]
 
     def _find_images(self) -> dict[str, ImageSeries]:
-        found = {}
+        began, found = time.monotonic(), {}
         for search in searches(self._modalities, self._filter):
             for item in search_series(self._client, search, FIELDS):
                 if is_listed(text_of(item, "Modality"), self._modalities):
                     found[text_of(item, "SeriesInstanceUID")] = _image(item)
+        self._single = {uid: entry for uid, entry in list(self._single.items()) if entry[0] > began}
         return found
 
     def _find_segmentations(self) -> list[SegmentationSeries]:

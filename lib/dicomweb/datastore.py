@@ -48,6 +48,10 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
         """Every image series of the chosen modalities but those that turned out to make no volume."""
         return [image for image in self.archive.images() if image not in self.left_out]
 
+    def has_image(self, image_id: str) -> bool:
+        """Whether an image is listed, or would be if the list were made now."""
+        return image_id not in self.left_out and self.archive.find(image_id) is not None
+
     def rescan(self) -> None:
         """Asks the PACS anew, and gives series that were left out another chance from a fresh copy."""
         self.archive.forget()
@@ -82,7 +86,7 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
             VolumeError: the series cannot be read as one volume.
         """
         with self._alone(image_id):
-            series = self.archive.images().get(image_id)
+            series = self.archive.find(image_id)
             if series is None:
                 raise UnknownNameError("image", image_id, hint=LIST_IMAGES)
             folder, target = self._images / image_id, self._images / f"{image_id}.nii.gz"

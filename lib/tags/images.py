@@ -52,7 +52,10 @@ class DatastoreImages:
         """Those of the names that are no images, in order."""
         if isinstance(self._datastore, FolderDatastore):
             return sorted({name for name in names if not self._datastore.has_image(name)})
-        return sorted(set(names) - self.ids())
+        missing = set(names) - self.ids()
+        if isinstance(self._datastore, PacsDatastore):  # the list of a slow PACS may be old
+            missing = {name for name in missing if not self._datastore.has_image(name)}
+        return sorted(missing)
 
     def grid(self, image: str) -> Volume:
         """An image's voxel grid; a series of a DICOMweb server is fetched into the cache for it.

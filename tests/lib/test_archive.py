@@ -45,6 +45,35 @@ def test_every_series_is_listed_whatever_a_server_puts_in_one_answer(
         pacs.stop()
 
 
+def test_a_series_is_found_that_came_after_the_list_and_not_once_it_is_gone(tmp_path: Path) -> None:
+    pacs = DicomWeb(tmp_path)
+    pacs.instances = [series(1)]
+    try:
+        archive = Archive(DICOMwebClient(pacs.url), ["MR"], {}, 0.5)
+        archive._images = Kept(archive._find_images, refresh_s=3600)  # as that of a PACS whose list takes minutes
+        assert set(archive.images()) == {"1.2.1"}
+        assert archive.find("1.2.2") is None
+        pacs.instances.append(series(2))
+        time.sleep(0.6)
+        assert archive.find("1.2.2") is not None
+        assert set(archive.images()) == {"1.2.1", "1.2.2"}
+        pacs.instances.pop()
+        time.sleep(0.6)
+        assert archive.find("1.2.2") is None
+        assert set(archive.images()) == {"1.2.1"}
+        asked = pacs.num_searches
+        assert [archive.find("1.2.2") for _ in range(5)] == [None] * 5
+        assert pacs.num_searches == asked
+        other = series(3)
+        other.Modality = "CT"
+        pacs.instances.append(other)
+        assert archive.find("1.2.3") is None, "not what is listed here"
+        asked = pacs.num_searches
+        assert archive.find("*") is None and pacs.num_searches == asked
+    finally:
+        pacs.stop()
+
+
 @pytest.mark.parametrize(
     ("item", "expected"),
     [({}, ""), ({"00100020": {"vr": "LO"}}, ""), ({"00100020": {"Value": [None]}}, ""), ({"00100020": {"Value": [" A1 "]}}, "A1")],
