@@ -90,6 +90,10 @@ class Archive:
         newer = {uid: series for uid, (_, series) in list(self._single.items()) if series is not None and listed.get(uid) != series}
         return {**listed, **newer} if newer else listed
 
+    def known(self, uid: str) -> ImageSeries | None:
+        """One of `images`, for somebody who looks at each of them."""
+        return self._single.get(uid, (0.0, None))[1] or self._images.get().get(uid)
+
     def find(self, uid: str) -> ImageSeries | None:
         """One image series as the PACS has it now, however old the list is; None if there is no such series."""
         if not re.fullmatch(r"[0-9.]{1,64}", uid):  # a PACS may take anything else for a pattern, or refuse it

@@ -66,7 +66,7 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
 
     def title(self, image_id: str) -> str:
         """What an image is called, if the PACS says so."""
-        series = self.archive.images().get(image_id)
+        series = self.archive.known(image_id)
         return title_of(series.description, series.modality) if series else ""
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:

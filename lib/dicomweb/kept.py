@@ -18,10 +18,10 @@ REST_SHARE = 9.0
 class Kept(Generic[T]):
     """The last answer to a question. One thread asks, all others wait for its answer.
 
-    The first answer is waited for. When it is older than `refresh_s` the question is asked anew; whoever reads waits `PATIENCE_S` for that,
-    and else takes the old answer. So a quick archive is always fresh, and a slow one never keeps anybody waiting; nor is it asked all the
-    time: what took longer than `PATIENCE_S` is kept for nine times as long. After an error nothing is kept: the next reader waits again,
-    and hears what is wrong.
+    The first answer is waited for. When it is older than `refresh_s` the question is asked anew; whoever reads waits until `PATIENCE_S`
+    of that are over, and else takes the old answer. So a quick archive is always fresh, and a slow one never keeps anybody waiting; nor is
+    it asked all the time: what took longer than `PATIENCE_S` is kept for nine times as long. After an error nothing is kept: the next
+    reader waits again, and hears what is wrong.
 
     Args:
         ask: the question.
@@ -33,6 +33,7 @@ class Kept(Generic[T]):
         self._lock = threading.Lock()
         self._answer: tuple[T, float] | None = None  # and when it is due
         self._pending: Future[T] | None = None
+        self._asked = 0.0
 
     def forget(self) -> None:
         """Makes the next reader wait for an answer to a question that is asked from now on."""
@@ -50,10 +51,11 @@ class Kept(Generic[T]):
             if answer is not None and time.monotonic() < answer[1]:
                 return answer[0]
             pending = self._pending = self._pending or self._begin()
+            patience_s = max(0.0, self._asked + PATIENCE_S - time.monotonic())
         if answer is None:
             return pending.result()
         try:
-            return pending.result(PATIENCE_S)
+            return pending.result(patience_s)
         except TimeoutError:
             if pending.done():  # the question itself timed out
                 raise
@@ -61,6 +63,7 @@ class Kept(Generic[T]):
 
     def _begin(self) -> Future[T]:
         pending: Future[T] = Future()
+        self._asked = time.monotonic()
         threading.Thread(target=self._work, args=(pending,), daemon=True).start()
         return pending
 

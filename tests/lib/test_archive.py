@@ -108,6 +108,9 @@ def test_an_answer_that_is_old_serves_until_a_slow_archive_has_answered(monkeypa
     answer = Kept(question, refresh_s=0)
     assert [answer.get(), answer.get(), answer.get()] == [1, 1, 1]
     assert question.count == 2, "one question is under way, whoever asks meanwhile"
+    began = time.monotonic()
+    assert [answer.get() for _ in range(200)] == [1] * 200
+    assert time.monotonic() - began < 5, "one request that looks often waits once"
     time.sleep(0.1)
     question.may.set()
     wait_for(lambda: answer.get() == 2)
