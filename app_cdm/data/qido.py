@@ -14,17 +14,20 @@ JsonDataset = Mapping[str, Mapping[str, Any]]
 PAGE_UNIT = 10
 
 
-def search_series(client: DICOMwebClient, search_filters: Mapping[str, Any], fields: Sequence[str] = ()) -> list[JsonDataset]:
+def search_series(
+    client: DICOMwebClient, search_filters: Mapping[str, Any], fields: Sequence[str] = (), study: str | None = None
+) -> list[JsonDataset]:
     """Every series that a server has for a search; what it leaves out of its first answer is asked for with an offset.
 
     Args:
         client: the PACS.
         search_filters: as `search_for_series` takes them.
         fields: further attributes to return.
+        study: StudyInstanceUID, for the series of one study alone.
     """
     found: dict[str, JsonDataset] = {}
     while True:
-        page = client.search_for_series(search_filters=dict(search_filters), fields=list(fields) or None, offset=len(found) or None)
+        page = client.search_for_series(study, search_filters=dict(search_filters), fields=list(fields) or None, offset=len(found) or None)
         new = {text_of(item, "SeriesInstanceUID"): item for item in page}
         new = {uid: item for uid, item in new.items() if uid and uid not in found}
         found |= new

@@ -75,6 +75,8 @@ class Archive:
         self._segmentations = Kept(self._find_segmentations, refresh_s)
         # Series asked for by themselves: when, and what there was.
         self._single: dict[str, tuple[float, ImageSeries | None]] = {}
+        # Images whose segmentations were asked for by themselves: when, and what there was.
+        self._drawn_on: dict[str, tuple[float, list[SegmentationSeries]]] = {}
         # What a stored segmentation refers to never changes, and its metadata is long.
         self._read: dict[tuple[str, int | None], SegmentationSeries | None] = {}
 
@@ -83,6 +85,7 @@ class Archive:
         self._images.forget()
         self._segmentations.forget()
         self._single.clear()
+        self._drawn_on.clear()
 
     def images(self) -> Mapping[str, ImageSeries]:
         """Image series by SeriesInstanceUID; of a slow PACS as they were a while ago, with those that `find` has found since."""
@@ -108,9 +111,20 @@ class Archive:
         return series
 
     def segmentations(self) -> list[SegmentationSeries]:
-        """Segmentations of the listed images, the oldest first."""
-        images = self.images()
-        return [item for item in self._segmentations.get() if item.image in images]
+        """Segmentations of the listed images, the oldest first; of a slow PACS as `images` are."""
+        images, listed, newer = self.images(), self._segmentations.get(), dict(self._drawn_on)
+        found = [item for item in listed if item.image not in newer] + [item for _, items in newer.values() for item in items]
+        return sorted((item for item in found if item.image in images), key=_age)
+
+    def segmentations_of(self, image: str) -> list[SegmentationSeries]:
+        """Segmentations of one image as the PACS has them now, however old the list is, the oldest first."""
+        series = self.find(image)
+        if series is None:
+            return []
+        began = time.monotonic()
+        items = [item for item in self._search_segmentations(series.study) if item.image == image]
+        self._drawn_on[image] = began, items
+        return items
 
     def _find_images(self) -> dict[str, ImageSeries]:
         began, found = time.monotonic(), {}
@@ -122,9 +136,16 @@ class Archive:
         return found
 
     def _find_segmentations(self) -> list[SegmentationSeries]:
-        items = search_series(self._client, {"Modality": "SEG"})
+        began = time.monotonic()
+        found = self._search_segmentations()
+        self._drawn_on = {image: entry for image, entry in list(self._drawn_on.items()) if entry[0] > began}
+        return found
+
+    def _search_segmentations(self, study: str | None = None) -> list[SegmentationSeries]:
+        """Segmentations in the PACS or in one study, which is that of the image (PS3.3 C.12.2), the oldest first."""
+        items = search_series(self._client, {"Modality": "SEG"}, study=study)
         found = [self._segmentation(item) for item in items if text_of(item, "Modality") == "SEG"]
-        return sorted(filter(None, found), key=lambda item: (item.time, item.uid))
+        return sorted(filter(None, found), key=_age)
 
     def _segmentation(self, item: JsonDataset) -> SegmentationSeries | None:
         uid, study = text_of(item, "SeriesInstanceUID"), text_of(item, "StudyInstanceUID")
@@ -146,6 +167,10 @@ def _image(item: JsonDataset) -> ImageSeries:
 def _segmentation(item: Dataset) -> SegmentationSeries:
     image = str(item.ReferencedSeriesSequence[0].SeriesInstanceUID)
     return SegmentationSeries(str(item.SeriesInstanceUID), str(item.StudyInstanceUID), str(item.SOPInstanceUID), image, _time(item))
+
+
+def _age(item: SegmentationSeries) -> tuple[str, str]:
+    return item.time, item.uid
 
 
 def _count(item: JsonDataset) -> int | None:

@@ -124,8 +124,7 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
 
     def note_segmentations(self, image_id: str) -> None:
         """The final label that is kept here is the newest there is."""
-        self.archive.forget()
-        seen = [item.uid for item in self.archive.segmentations() if item.image == image_id]
+        seen = [item.uid for item in self.archive.segmentations_of(image_id)]
         self.update_label_info(image_id, FINAL, {SEEN: seen})
 
     def status(self) -> dict[str, Any]:
@@ -180,7 +179,7 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
     def _fetch_label(self, image_id: str) -> None:
         """Brings the newest segmentation of an image here, unless what is here is newer."""
         with self._alone(image_id):
-            found = [item for item in self.archive.segmentations() if item.image == image_id]
+            found = self.archive.segmentations_of(image_id)
             info = LocalDatastore.get_label_info(self, image_id, FINAL)
             new = [item for item in found if item.uid not in info.get(SEEN, [])]
             if new:

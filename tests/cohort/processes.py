@@ -11,8 +11,6 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pytest
-
 from app_cdm.cli import main
 from app_cdm.cohort.cases import Case
 from app_cdm.cohort.claims import Claims
@@ -31,15 +29,6 @@ def start(target: Callable[..., object], *arguments: object) -> BaseProcess:
     process = FORK.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
-
-
-def wait_for(is_so: Callable[[], object], what: str) -> None:
-    """Waits until something is so."""
-    end = time.monotonic() + LIMIT_S
-    while not is_so():
-        if time.monotonic() > end:
-            pytest.fail(f"waited {LIMIT_S} s for {what}")
-        time.sleep(0.02)
 
 
 def work(

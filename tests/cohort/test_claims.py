@@ -13,7 +13,8 @@ import pytest
 
 from app_cdm.cohort.claims import Claim, Claims, Refusal
 from app_cdm.cohort.holder import Holder, this_process
-from tests.cohort.processes import start, wait_for
+from tests.cohort.processes import start
+from tests.waiting import wait_for
 
 NAMES = [f"sub/{number} ü" for number in range(60)]
 

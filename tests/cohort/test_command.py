@@ -22,7 +22,8 @@ from app_cdm.commands import infer
 from app_cdm.commands.environment import PASSWORD, USER, Launch, read_launch, read_login
 from app_cdm.data.volume import read_volume
 from app_cdm.pipeline import CDMPipeline
-from tests.cohort.processes import exit_with, start, wait_for
+from tests.cohort.processes import exit_with, start
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120

@@ -20,7 +20,8 @@ from app_cdm.cohort.outcomes import Failure, Outcomes
 from app_cdm.cohort.run import Run, begin_or_join
 from app_cdm.cohort.worker import Worker
 from app_cdm.pipeline import CDMPipeline
-from tests.cohort.processes import ignore, make_cases, start, stuck_at, wait_for, work
+from tests.cohort.processes import ignore, make_cases, start, stuck_at, work
+from tests.waiting import wait_for
 
 
 @pytest.fixture

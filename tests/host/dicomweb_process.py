@@ -18,7 +18,7 @@ SERIES_FIELDS = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID
 
 
 class DicomWeb:
-    """QIDO by series, WADO of a series and its metadata, STOW.
+    """QIDO by series, of all studies or one, WADO of a series and its metadata, STOW.
 
     Args:
         folder: DICOM files to begin with.
@@ -58,8 +58,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         path = parts.path.removeprefix(PREFIX)
-        if path == "/series":
+        search = re.fullmatch(r"(?:/studies/([0-9.]+))?/series", path)
+        if search:
             filters = {key: value for key, value in parse_qsl(parts.query) if key in SERIES_FIELDS}
+            filters |= {"StudyInstanceUID": search.group(1)} if search.group(1) else {}
             found = self.store.series(filters)
             self.store.num_searches += 1
             if self.store.most is not None:

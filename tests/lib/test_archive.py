@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from lib.dicomweb import kept
 from lib.dicomweb.archive import Archive
 from lib.dicomweb.kept import Kept
 from tests.host.dicomweb_process import DicomWeb
+from tests.waiting import wait_for
 
 
 def series(number: int) -> Dataset:
@@ -74,6 +74,45 @@ def test_a_series_is_found_that_came_after_the_list_and_not_once_it_is_gone(tmp_
         pacs.stop()
 
 
+def segmentation(number: int, image: str) -> Dataset:
+    item, referenced = series(number), Dataset()
+    item.Modality, item.SOPInstanceUID, item.ContentDate, item.ContentTime = "SEG", f"1.2.{number}.1", "20260102", f"1200{number:02}"
+    referenced.SeriesInstanceUID = image
+    item.ReferencedSeriesSequence = [referenced]
+    return item
+
+
+def test_segmentations_of_one_image_are_as_the_pacs_has_them_now(tmp_path: Path) -> None:
+    pacs = DicomWeb(tmp_path)
+    pacs.instances = [series(1), series(2), segmentation(11, "1.2.1"), segmentation(12, "1.2.2")]
+    try:
+        archive = Archive(DICOMwebClient(pacs.url), ["MR"], {}, 3600)
+
+        def all_of_them() -> list[str]:
+            return [item.uid for item in archive.segmentations()]
+
+        def of(image: str) -> list[str]:
+            return [item.uid for item in archive.segmentations_of(image)]
+
+        assert all_of_them() == ["1.2.11", "1.2.12"]
+        pacs.instances.append(segmentation(10, "1.2.2"))
+        pacs.instances.append(segmentation(13, "1.2.1"))
+        assert all_of_them() == ["1.2.11", "1.2.12"]
+        assert of("1.2.1") == ["1.2.11", "1.2.13"]
+        assert all_of_them() == ["1.2.11", "1.2.12", "1.2.13"], "what was found of one image is told of all"
+        assert of("1.2.2") == ["1.2.10", "1.2.12"]
+        assert all_of_them() == ["1.2.10", "1.2.11", "1.2.12", "1.2.13"]
+        pacs.instances = [item for item in pacs.instances if item.SeriesInstanceUID != "1.2.11"]
+        assert of("1.2.1") == ["1.2.13"]
+        assert all_of_them() == ["1.2.10", "1.2.12", "1.2.13"]
+        assert of("9.9") == []
+        archive._segmentations.forget()
+        assert all_of_them() == ["1.2.10", "1.2.12", "1.2.13"], "a list that is made anew says it all"
+        assert archive._drawn_on == {}
+    finally:
+        pacs.stop()
+
+
 @pytest.mark.parametrize(
     ("item", "expected"),
     [({}, ""), ({"00100020": {"vr": "LO"}}, ""), ({"00100020": {"Value": [None]}}, ""), ({"00100020": {"Value": [" A1 "]}}, "A1")],
@@ -95,13 +134,6 @@ class Question:
         return self.count
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_an_answer_that_is_old_serves_until_a_slow_archive_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "PATIENCE_S", 0.05)
     question = Question()
@@ -113,7 +145,7 @@ def test_an_answer_that_is_old_serves_until_a_slow_archive_has_answered(monkeypa
     assert time.monotonic() - began < 5, "one request that looks often waits once"
     time.sleep(0.1)
     question.may.set()
-    wait_for(lambda: answer.get() == 2)
+    wait_for(lambda: answer.get() == 2, "the new answer")
     asked = question.count
     assert [answer.get() for _ in range(50)] == [2] * 50
     assert question.count == asked, "an archive that was slow is left alone for nine times as long"

@@ -15,6 +15,7 @@ from monailabel.datastore.local import LocalDatastore
 from lib import index as index_module
 from lib.datastore import FolderDatastore
 from tests.host.studies import head, write_nifti
+from tests.waiting import wait_for
 
 NUM_IMAGES = 300
 
@@ -71,13 +72,6 @@ def without_times(found: dict[str, object]) -> str:
     return json.dumps(found, sort_keys=True).replace(f'"ts": {int(time.time())}', "").replace(f'"ts": {int(time.time()) - 1}', "")
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-
-
 def test_the_index_is_the_hosts(studies: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(studies, copy, symlinks=True)
@@ -126,7 +120,7 @@ def test_own_files_cause_no_new_look(datastore: FolderDatastore, image: Path, lo
     datastore._settle = lambda: (settle(), settled.append(True))  # type: ignore[method-assign,assignment,func-returns-value]
     datastore.save_label("case0005", str(image), "final", {})
     datastore.add_image("new", str(image), {})
-    wait_until(lambda: bool(settled))
+    wait_for(lambda: settled, "the index to settle")
     assert "listed" not in looks
 
 
@@ -135,12 +129,12 @@ def test_foreign_files_are_found_at_once(datastore: FolderDatastore, studies: Pa
     for number in range(50):
         os.link(image, studies / f"late{number:02d}.nii.gz")
     (studies / "case0000.nii.gz").unlink()
-    wait_until(lambda: datastore.has_image("late49") and not datastore.has_image("case0000"))
+    wait_for(lambda: datastore.has_image("late49") and not datastore.has_image("case0000"), "the index to follow")
     assert looks.count("listed") <= 3 * 5, "fifty files, fifty looks"
     hidden = studies / ".partial"
     os.link(image, hidden)
     hidden.rename(studies / "renamed.nii.gz")
-    wait_until(lambda: datastore.has_image("renamed") and on_disk(datastore) == datastore.json())
+    wait_for(lambda: datastore.has_image("renamed") and on_disk(datastore) == datastore.json(), "the index to follow")
 
 
 def test_a_killed_write_leaves_the_index_whole(datastore: FolderDatastore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +152,7 @@ def test_a_killed_write_leaves_the_index_whole(datastore: FolderDatastore, monke
 def test_another_process_index_is_taken_over(datastore: FolderDatastore, studies: Path, tmp_path: Path) -> None:
     other = FolderDatastore(studies, tmp_path / "cache", auto_reload=False)
     other.update_image_info("case0002", {"note": "from outside"})
-    wait_until(lambda: datastore.get_image_info("case0002").get("note") == "from outside")
+    wait_for(lambda: datastore.get_image_info("case0002").get("note") == "from outside", "the index to follow")
     datastore.update_image_info("case0003", {"note": "from here"})
     assert on_disk(datastore) == datastore.json()
     assert "from outside" in json.dumps(on_disk(datastore)), "the other's entry was written over"
