@@ -265,8 +265,7 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 
 def _describe_cases(rows: list[dict[str, Any]]) -> list[str]:
-    longest_s, question = max((answer["max_s"], question) for question, answer in rows[-1]["answers"].items())
-    answers = {name: [row["answers"][name] for row in rows] for name in rows[0]["answers"]}
+    longest_s, question = slowest_answer(rows[-1])
     return [
         "### Cases in the studies folder",
         "",
@@ -274,12 +273,7 @@ def _describe_cases(rows: list[dict[str, Any]]) -> list[str]:
         f"the cases are tagged. With {rows[-1]['cases']} cases the slowest answer of all took {longest_s:.2f} s ({question}); the",
         f"limit is {LIMIT_S:g} s.",
         "",
-        table_row("", [f"{row['cases']} cases" for row in rows]),
-        "|---|" + "---:|" * len(rows),
-        *(table_row(name, [f"{1e3 * one['median_s']:.0f} ({1e3 * one['max_s']:.0f})" for one in found]) for name, found in answers.items()),
-        table_row("start of the server", [f"{1e3 * row['start_s']:.0f}" for row in rows]),
-        table_row("tagging three quarters at once", [f"{1e3 * row['import_s']:.0f}" for row in rows]),
-        table_row("peak memory, MiB", [f"{row['peak_mib']:.0f}" for row in rows]),
+        *answer_table(rows, "cases", {"start of the server": "start_s", "tagging three quarters at once": "import_s"}),
     ]
 
 
@@ -346,6 +340,29 @@ def _describe_memory(rows: list[dict[str, Any]]) -> list[str]:
             )
             for row in rows
         ),
+    ]
+
+
+def slowest_answer(row: dict[str, Any]) -> tuple[float, str]:
+    """Seconds of the slowest answer of all, and to which question."""
+    return max((answer["max_s"], question) for question, answer in row["answers"].items())
+
+
+def answer_table(rows: list[dict[str, Any]], unit: str, further: dict[str, str]) -> list[str]:
+    """Milliseconds by question and number of things: median, and the longest in brackets.
+
+    Args:
+        rows: a number of things each, under the name of the unit.
+        unit: what is counted.
+        further: what else took time, and the key of its seconds.
+    """
+    answers = {name: [row["answers"][name] for row in rows] for name in rows[0]["answers"]}
+    return [
+        table_row("", [f"{row[unit]} {unit}" for row in rows]),
+        "|---|" + "---:|" * len(rows),
+        *(table_row(name, [f"{1e3 * one['median_s']:.0f} ({1e3 * one['max_s']:.0f})" for one in found]) for name, found in answers.items()),
+        *(table_row(name, [f"{1e3 * row[key]:.0f}" for row in rows]) for name, key in further.items()),
+        table_row("peak memory, MiB", [f"{row['peak_mib']:.0f}" for row in rows]),
     ]
 
 

@@ -14,7 +14,7 @@ import requests
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from benchmarks.speed.growth import LIMIT_S, REPEATS, SCALE, Session, serving, table_row
+from benchmarks.speed.growth import LIMIT_S, REPEATS, SCALE, Session, answer_table, serving, slowest_answer
 from benchmarks.speed.part import Options
 from demo.orthanc import Orthanc, OrthancError, find_orthanc
 
@@ -106,8 +106,7 @@ def describe(result: dict[str, Any]) -> list[str]:
     if not result["rows"]:
         return [f"Not measured: {result['missing']}."]
     rows = result["rows"]
-    longest_s, question = max((answer["max_s"], name) for name, answer in rows[-1]["answers"].items())
-    answers = {name: [row["answers"][name] for row in rows] for name in rows[0]["answers"]}
+    longest_s, question = slowest_answer(rows[-1])
     return [
         *([] if result["scale"] == 1 else [f"**A quick run at {result['scale']:g} of the full size.**", ""]),
         "Milliseconds until a server on an Orthanc beside it has answered, median, the longest in brackets; small series of one instance.",
@@ -115,10 +114,7 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"{ASKED_S:.0f} seconds of questions where it takes longer than two. With {rows[-1]['series']} series the slowest answer took",
         f"{longest_s:.2f} s ({question}); the limit is {LIMIT_S:g} s. A server's first answer waits for its first list.",
         "",
-        table_row("", [f"{row['series']} series" for row in rows]),
-        "|---|" + "---:|" * len(rows),
-        *(table_row(name, [f"{1e3 * one['median_s']:.0f} ({1e3 * one['max_s']:.0f})" for one in found]) for name, found in answers.items()),
-        table_row("start of the server, to the first answer", [f"{1e3 * row['start_s']:.0f}" for row in rows]),
-        table_row("the list of series, by Orthanc itself", [f"{1e3 * row['listing_s']:.0f}" for row in rows]),
-        table_row("peak memory, MiB", [f"{row['peak_mib']:.0f}" for row in rows]),
+        *answer_table(
+            rows, "series", {"start of the server, to the first answer": "start_s", "the list of series, by Orthanc itself": "listing_s"}
+        ),
     ]
