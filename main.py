@@ -27,7 +27,7 @@ from lib.results.store import ResultStore, results_folder
 from lib.scoring.weak_label import NAME as WEAK_LABEL_SCORE
 from lib.scoring.weak_label import WeakLabelScore
 from lib.segmentations import CODES_FILE
-from lib.server.install import has_web_application, install_server, spare_from_collection
+from lib.server.install import has_web_application, install_server, share_the_interpreter, spare_from_collection
 from lib.tags.book import TagBook
 from lib.tags.datastore import add_tags
 from lib.tags.images import DatastoreImages
@@ -58,6 +58,7 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
             self.models.announce()
             install_server(self.options)
             spare_from_collection()
+            share_the_interpreter()
             self.doubts.start()
 
     def init_datastore(self) -> Datastore:

@@ -87,7 +87,7 @@ def auto_segment(url: str, model: str, image_id: str, folder: Path) -> Answer:
     reply = requests.post(
         f"{url}/infer/{model}", params={"image": image_id}, files={"params": (None, json.dumps(params))}, timeout=INFER_LIMIT_S
     )
-    parts = _multipart(_checked(reply))
+    parts = multipart(_checked(reply))
     wall_s = time.perf_counter() - start
     if "image" not in parts or "params" not in parts:
         raise ReplyError(f"{image_id}: the reply holds {sorted(parts)} but must hold 'image' and 'params'")
@@ -111,7 +111,7 @@ def _checked(reply: requests.Response) -> requests.Response:
     return reply
 
 
-def _multipart(reply: requests.Response) -> dict[str, bytes]:
+def multipart(reply: requests.Response) -> dict[str, bytes]:
     """Parts of a multipart/form-data body by field name; empty for any other body."""
     if not reply.headers.get("Content-Type", "").startswith("multipart/"):
         return {}

@@ -159,7 +159,8 @@ def _nifti(array: np.ndarray, volume: Volume) -> bytes:
         header.set_sform(volume.affine, SCANNER)
         header.set_qform(volume.affine, SCANNER)
     header.set_xyzt_units("mm")
-    image = nib.nifti1.Nifti1Image(array, None, header)
+    # The file holds slice after slice; nibabel would gather each of them from the whole of an array in C order.
+    image = nib.nifti1.Nifti1Image(np.asfortranarray(array), None, header)
     return bytes(image.to_bytes())
 
 
