@@ -15,14 +15,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app_cdm.evaluation import EvaluationReport
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
-from benchmarks.cost import FORWARD_PROCESS, cost_table
+from benchmarks.cost import FORWARD_PROCESS, NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
 from benchmarks.refinement_agreement import agreement_table
 from demo.server import LabelServer, find_free_port
 
@@ -88,6 +88,8 @@ def main() -> int:
                 score_over_rest(options, server.url, row, "brats2015_ext6", "external_test")
     for row in rows:
         evaluate_with_tags(options, row)
+    if not options.only:
+        measure_footprints(options.run)
     options.output.write_text(document(options))
     print(f"wrote {options.output}")
     return 0
@@ -125,6 +127,18 @@ def evaluate_with_tags(options: argparse.Namespace, row: Row) -> None:
     command += ["--method", row.method]
     print(f"== {row.key}, tags given", flush=True)
     subprocess.run(command, check=True, cwd=ROOT)
+
+
+def measure_footprints(run: Path) -> None:
+    """Measures milliseconds and memory of every method, unless that is there."""
+    result = run / "footprint.json"
+    if result.exists():
+        return
+    print("== milliseconds and memory", flush=True)
+    found = footprints(MODEL, method_names(CDMPipeline.from_pretrained(MODEL)))
+    temporary = result.with_suffix(".part")
+    temporary.write_text(json.dumps({name: asdict(footprint) for name, footprint in found.items()}))
+    os.replace(temporary, result)
 
 
 def document(options: argparse.Namespace) -> str:
@@ -167,10 +181,12 @@ def document(options: argparse.Namespace) -> str:
         "",
         "## Cost",
         "",
-        "Counted, not timed, for one positive slice; the gate (a pass of the student, and one of the classifier where it is "
-        "unsure) is the same for all. A backward pass counts as two forward ones.",
+        "Evaluations and multiply-adds are counted, for one positive slice of one class; a backward pass counts as two forward ones. The "
+        "gate (a pass of the student, and one of the classifier where it is unsure) is the same for all and not counted. Milliseconds "
+        "and memory (the peak above what the process held before) are measured one method after the other, a process each, on a volume "
+        f"of {SIDE}x{SIDE}x{NUM_SLICES} whose slices are all positive, gate and refinement included; median of {REPEATS}.",
         "",
-        *cost_table(pipeline),
+        *cost_table(pipeline, _footprints(run)),
         "",
         *_ablations(options.ablations),
         *_refinement(options.refinement),
@@ -195,6 +211,11 @@ def document(options: argparse.Namespace) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _footprints(run: Path) -> dict[str, Footprint]:
+    file = run / "footprint.json"
+    return {name: Footprint(**found) for name, found in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
 def _ablations(folder: Path) -> list[str]:
