@@ -1,24 +1,25 @@
 """The whole loop over REST, from no model to masks: `python -m benchmarks.loop --data <folder> --scorer <score_rest.py>`.
 
-For each share of the tagged patients an empty app is started on copies of the `lgg` train volumes, the patients are tagged as the tagging
-page does it, a model is trained from scratch through `POST /train/weak_label`, and the masks of the test patients are scored from outside.
-The budget is a number of steps, the same for every share, so it does not matter what else the machine does meanwhile. Patients of a smaller
-share are among those of a larger one. An interrupted benchmark goes on where it stopped: a training is resumed, and what is scored stays;
-`--fresh` starts over.
+For each share of the tagged patients an empty app is started on copies of the train images, the patients are tagged as the tagging page
+does it, a model is trained from scratch through `POST /train/weak_label`, and the masks of the test patients are scored from outside.
+`lgg` gives a learning curve; `busi` (pictures, dark lesions, two classes) shows that nothing is wired to volumes of the brain. The budget
+is a number of steps, the same for every share, so it does not matter what else the machine does meanwhile. Patients of a smaller share are
+among those of a larger one. An interrupted benchmark goes on where it stopped: a training is resumed, and what is scored stays; `--fresh`
+starts over.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ from app_cdm.training.held_out import split_patients
 from app_cdm.training.retrain import RetrainSettings
 from app_cdm.training.settings import TrainSettings
 from benchmarks.learning_curve import ROOT, write_document
+from benchmarks.scorer import ROWS, score_over_rest
 from demo.server import LabelServer, find_free_port
 
+CURVE = "lgg"
 USER = "benchmark"
 POLL_S = 2.0
 TIMEOUT_S = 60
@@ -45,10 +48,45 @@ class LoopError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One training of the curve.
+class Dataset:
+    """How a data set is laid out, and what is scored of it.
 
     Attributes:
+        table: of its tags.
+        classes: class -> column, as `read_tags` takes them.
+        file: name of an image.
+        rows: keys of the rows to score.
+        shares: of the tagged patients.
+        exclude: column that says which rows to leave out.
+    """
+
+    table: str
+    classes: Mapping[str, str]
+    file: str
+    rows: tuple[str, ...]
+    shares: tuple[float, ...]
+    exclude: str | None = None
+
+
+DATASETS = {
+    "lgg": Dataset("slices.csv", {"tumor": "has_lesion"}, "{image}_flair.nii.gz", ("student", "cldf"), (0.25, 0.5, 1.0)),
+    "busi": Dataset(
+        "images.csv",
+        {"benign": "class=benign", "malignant": "class=malignant"},
+        "{image}.png",
+        ("student", "cldf", "parallel", "layer_cam", "grad_cam", "gradient", "reference"),
+        (1.0,),
+        "label_conflict",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training.
+
+    Attributes:
+        dataset: a key of `DATASETS`.
         share: of the tagged patients.
         patients: how many that are.
         steps: of the diffusion model, and of the other stages as many, or their default number where that is less.
@@ -56,6 +94,7 @@ class Plan:
         seed: of the choice of patients, and of the training.
     """
 
+    dataset: str
     share: float
     patients: int
     steps: int
@@ -65,7 +104,7 @@ class Plan:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.patients}_patients_{self.steps}_steps_seed_{self.seed}"
+        return f"{'' if self.dataset == CURVE else self.dataset + '_'}{self.patients}_patients_{self.steps}_steps_seed_{self.seed}"
 
 
 def main() -> int:
@@ -74,42 +113,40 @@ def main() -> int:
     if options.fresh:
         shutil.rmtree(options.run, ignore_errors=True)
     options.run.mkdir(parents=True, exist_ok=True)
-    tags = read_tags(options.data / "lgg" / "slices.csv", {options.class_name: "has_lesion"}, "train")
-    patients = sorted(tags.tags)
+    dataset, folder = DATASETS[options.dataset], options.data / options.dataset
+    tags = read_tags(folder / dataset.table, dataset.classes, "train", dataset.exclude)
+    patients = sorted(set(tags.patients.values()))
     random.Random(options.seed).shuffle(patients)
     patients = patients[: options.patients]
-    num_slices = count_slices(options.data / "lgg" / "slices.csv")
-    budgets = [(share, options.steps) for share in sorted(options.fractions)]
-    for share, steps in [*budgets, *([(1.0, options.long_steps)] if options.long_steps else [])]:
-        chosen = patients[: max(1, round(share * len(patients)))]
-        learned, _ = split_patients(tags.subset(chosen), RetrainSettings().held_out_share)
+    num_slices = count_slices(folder / dataset.table)
+    budgets = [(share, options.steps) for share in sorted(options.fractions or dataset.shares)]
+    for share, steps in [*budgets, *([(1.0, options.long_steps)] if options.long_steps and options.dataset == CURVE else [])]:
+        chosen = set(patients[: max(1, round(share * len(patients)))])
+        tagged = tags.subset(image for image in tags.tags if tags.patients[image] in chosen)
+        learned, _ = split_patients(tagged, RetrainSettings().held_out_share)
         epochs = steps * TrainSettings().diffusion.batch_size / sum(num_slices[image] for image in learned.tags)
-        plan = Plan(share, len(chosen), steps, epochs, options.seed)
-        folder = options.run / plan.name
-        if not (folder / "result.json").exists():
+        plan = Plan(options.dataset, share, len(chosen), steps, epochs, options.seed)
+        if not (options.run / plan.name / "result.json").exists():
             print(f"== {plan.name}", flush=True)
-            run_once(options, plan, tags.subset(chosen), tags, folder)
+            run_once(options, plan, tagged, tags)
     write_document(options.run, options.active_run, options.output, options.figures)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/ and busi/")
+    parser.add_argument("--dataset", choices=sorted(DATASETS), default=CURVE, help="default: %(default)s")
     parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
     parser.add_argument("--steps", type=int, default=1250, help="budget of each training, see above (default: %(default)s)")
     parser.add_argument(
         "--long-steps",
         type=int,
         default=5191,
-        help="budget of one more training, with all patients; 0 is without (default: %(default)s, what the shipped model had in all)",
+        help="budget of one more training on lgg, with all patients; 0 is without (default: %(default)s, that of the shipped model)",
     )
-    parser.add_argument(
-        "--fractions", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="shares of the tagged patients (default: .25 .5 1)"
-    )
+    parser.add_argument("--fractions", type=float, nargs="+", help="shares of the tagged patients (default: .25 .5 1; of busi all)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of patients and of the trainings")
-    parser.add_argument("--methods", nargs="+", default=["student", "cldf"], help="infer tasks to score (default: student cldf)")
-    parser.add_argument("--class-name", default="tumor", help="name of the class that `has_lesion` tags")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     parser.add_argument("--patients", type=int, help="only so many of the train patients, to try it out")
     parser.add_argument("--limit", type=int, help="only so many of the test patients, to try it out")
@@ -121,40 +158,54 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_once(options: argparse.Namespace, plan: Plan, tags: TagTable, everything: TagTable, folder: Path) -> None:
-    """One point of the curve: copies, tags, training, scores."""
+def run_once(options: argparse.Namespace, plan: Plan, tags: TagTable, everything: TagTable) -> None:
+    """One training: copies, tags, training, scores."""
+    dataset, folder, source = DATASETS[plan.dataset], options.run / plan.name, options.data / plan.dataset
     copies = folder / "studies"
     copies.mkdir(parents=True, exist_ok=True)
     (folder / "models").mkdir(exist_ok=True)
-    for patient in everything.tags:
-        target = copies / f"{patient}.nii.gz"
+    for image in everything.tags:
+        name = dataset.file.format(image=image)
+        target = copies / f"{image}{name[name.index('.') :]}"
         if not target.exists():
-            shutil.copyfile(options.data / "lgg" / "images" / f"{patient}_flair.nii.gz", target.with_suffix(".part"))
+            shutil.copyfile(source / "images" / name, target.with_suffix(".part"))
             os.replace(target.with_suffix(".part"), target)
-    extra = ("--model-dir", str(folder / "models"), "--classes", options.class_name, "--device", options.device)
+    extra = ("--model-dir", str(folder / "models"), "--classes", ",".join(dataset.classes), "--device", options.device)
     with LabelServer(copies, find_free_port(), folder / "server.log", folder / "cache", extra) as server:
         trained = folder / "trained.json"
         if not trained.exists():
             tag_as_the_page_does(server.url, tags)
             _write(trained, train_over_rest(server.url, plan, options.device))
-        scores = {method: score(options, server.url, method, folder) for method in options.methods}
+        scores = {}
+        for row in ROWS:
+            if row.key in dataset.rows:
+                result = folder / f"rest_{row.key}.json"
+                scores[row.key] = score_over_rest(options.scorer, server.url, row, source, "test", result, options.limit)
     record = dict(CDMPipeline.from_pretrained(model_in_service(folder / "models")).config.training)
-    result = {"plan": asdict(plan), "training": json.loads(trained.read_text()), "scores": scores}
-    result["record"] = {key: record[key] for key in ("num_images", "num_slices", "num_present_slices", "steps", "held_out", "machine")}
-    _write(folder / "result.json", result)
+    found = {"plan": asdict(plan), "training": json.loads(trained.read_text()), "scores": scores}
+    found["record"] = {key: record[key] for key in ("num_images", "num_slices", "num_present_slices", "steps", "held_out", "machine")}
+    _write(folder / "result.json", found)
 
 
 def tag_as_the_page_does(url: str, tags: TagTable) -> None:
-    """One `PUT /tags/<image>` an image, with slice ranges."""
+    """One `PUT /tags/<image>` an image, with slice ranges; then a table of whose they are, where that is not an image's own name."""
     for image, by_class in tags.tags.items():
         body = {"tags": {name: value if value in (True, False, None) else list(value) for name, value in by_class.items()}, "user": USER}
         _checked(requests.put(f"{url}/tags/{image}", json=body, timeout=TIMEOUT_S))
+    if any(image != patient for image, patient in tags.patients.items()):
+        exported = csv.DictReader(_checked(requests.get(f"{url}/tags/export", timeout=TIMEOUT_S)).text.splitlines())
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, ("image", "patient", "class", "tag"), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**row, "patient": tags.patients[row["image"]]} for row in exported)
+        sent = {"file": ("patients.csv", table.getvalue().encode())}
+        _checked(requests.post(f"{url}/tags/import", params={"user": USER}, files=sent, timeout=TIMEOUT_S))
 
 
 def count_slices(path: Path) -> dict[str, int]:
-    """Patient -> slices, from the table of tags."""
+    """Image -> slices, from the table of tags: one row a slice or a picture."""
     with path.open(newline="") as file:
-        return dict(Counter(row["patient_id"] for row in csv.DictReader(file)))
+        return dict(Counter(row.get("volume") or row.get("image_id") or row["patient_id"] for row in csv.DictReader(file)))
 
 
 def train_over_rest(url: str, plan: Plan, device: str) -> dict[str, Any]:
@@ -185,24 +236,6 @@ def train_stats(url: str) -> dict[str, Any]:
     """What the server says of its last training."""
     stats: dict[str, Any] = _checked(requests.get(f"{url}/info/", timeout=TIMEOUT_S)).json()["train_stats"]["weak_label"]
     return stats
-
-
-def score(options: argparse.Namespace, url: str, method: str, folder: Path) -> dict[str, Any]:
-    """Summary of the scorer for one task; kept in the folder.
-
-    Raises:
-        LoopError: the scorer counted errors or wrong geometry.
-    """
-    result = folder / f"rest_{method}.json"
-    if not result.exists():
-        temporary = result.with_suffix(".part")
-        command = [sys.executable, str(options.scorer), "--server", url, "--model", method, "--dataset", str(options.data / "lgg")]
-        command += ["--split", "test", "--out", str(temporary)] + (["--limit", str(options.limit)] if options.limit else [])
-        if subprocess.run(command, check=False).returncode:
-            raise LoopError(f"{method}: the scorer counted errors or wrong geometry; see above and {temporary}")
-        os.replace(temporary, result)
-    summary: dict[str, Any] = json.loads(result.read_text())["summary"]
-    return summary
 
 
 def model_in_service(models: Path) -> Path:

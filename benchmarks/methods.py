@@ -15,46 +15,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from app_cdm.evaluation import EvaluationReport
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
-from benchmarks.cost import FORWARD_PROCESS, NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
+from benchmarks.cost import NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
 from benchmarks.refinement_agreement import agreement_table
+from benchmarks.scorer import ROWS, Row, score_over_rest
 from demo.server import LabelServer, find_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model" / "cdm_lgg_flair"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a name, the infer task, and the request parameters that differ from the model's defaults."""
-
-    name: str
-    key: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-    method: str = "cdm_saliency"
-
-
-ROWS = (
-    Row("**`student`**", "student", method="student"),
-    Row("**`cldf`**", "cldf", method="cldf"),
-    Row("`cdm_saliency`, `parallel` (its default)", "parallel"),
-    Row("`derivative`", "derivative", {"mode": "derivative"}),
-    Row("`reference`: CDM as published (tau .95, R = 10)", "reference", {"mode": "reference"}),
-    Row("`cg_cdm`: the same, guided by the classifier", "cg_cdm", {"mode": "cg_cdm"}),
-    Row("`cg_diff`: CG-Diff (50 steps)", "cg_diff", {"mode": "cg_diff"}),
-    Row("`forward_process`: after AnoFPDM", "forward_process", FORWARD_PROCESS),
-    Row("`gradient` of the classifier", "gradient", {"mode": "gradient"}),
-    Row("`layer_cam`", "layer_cam", {"mode": "layer_cam"}),
-    Row("`grad_cam`", "grad_cam", {"mode": "grad_cam"}),
-    Row("`intensity`: Otsu of the image itself", "intensity", {"mode": "intensity"}),
-    Row("`parallel`, refined as `cldf` and `student` are", "parallel_refined", {"refinement": "appearance"}),
-)
 EXTERNAL = (
     Row("`student`", "brats_student", method="student"),
     Row("`cldf`", "brats_cldf", method="cldf"),
@@ -82,10 +58,10 @@ def main() -> int:
     rows = [row for row in ROWS if not options.only or row.key in options.only]
     with LabelServer(options.run / "studies", find_free_port(), options.run / "server.log", options.run / "cache") as server:
         for row in rows:
-            score_over_rest(options, server.url, row, "lgg", "test")
+            _score(options, server.url, row, "lgg", "test")
         for row in EXTERNAL:
             if not options.only or row.key in options.only:
-                score_over_rest(options, server.url, row, "brats2015_ext6", "external_test")
+                _score(options, server.url, row, "brats2015_ext6", "external_test")
     for row in rows:
         evaluate_with_tags(options, row)
     if not options.only:
@@ -95,24 +71,8 @@ def main() -> int:
     return 0
 
 
-def score_over_rest(options: argparse.Namespace, url: str, row: Row, dataset: str, split: str) -> None:
-    """Runs the scorer for one row, unless its result is there.
-
-    Raises:
-        RuntimeError: the scorer counted errors or wrong geometry.
-    """
-    result = options.run / f"rest_{row.key}.json"
-    if result.exists():
-        return
-    temporary = result.with_suffix(".part")
-    command = [sys.executable, str(options.scorer), "--server", url, "--model", row.method, "--dataset", str(options.data / dataset)]
-    command += ["--split", split, "--out", str(temporary)]
-    for name, value in row.parameters.items():
-        command += ["--param", f"{name}={json.dumps(value)}"]
-    print(f"== {row.key}, over REST", flush=True)
-    if subprocess.run(command, check=False).returncode:
-        raise RuntimeError(f"row {row.key}: the scorer counted errors or wrong geometry; see above and {temporary}")
-    os.replace(temporary, result)
+def _score(options: argparse.Namespace, url: str, row: Row, dataset: str, split: str) -> None:
+    score_over_rest(options.scorer, url, row, options.data / dataset, split, options.run / f"rest_{row.key}.json")
 
 
 def evaluate_with_tags(options: argparse.Namespace, row: Row) -> None:
