@@ -99,6 +99,8 @@ benchmark: setup
 	@$(RUN) -m benchmarks.cldf_ablations --data "$(DATA)"
 	@$(RUN) -m benchmarks.refinement_agreement --data "$(DATA)"
 	@$(RUN) -m benchmarks.qualitative --data "$(DATA)"
+	@test -f runs/synthetic/slices.csv || $(RUN) -m demo.study --out runs/synthetic --cases 20 --seed 1000
+	@$(RUN) -m benchmarks.seeds --data "$(DATA)" --scorer "$(SCORER)"
 	@$(RUN) -m benchmarks.methods --data "$(DATA)" --scorer "$(SCORER)"
 
 # STEPS of the diffusion model in each of the three trainings, and a fourth one with the budget of the model that ships.

@@ -25,6 +25,7 @@ from benchmarks.cldf_ablations import ablation_line
 from benchmarks.cost import NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
 from benchmarks.refinement_agreement import agreement_table
 from benchmarks.scorer import ROWS, Row, score_over_rest
+from benchmarks.seeds import seed_table
 from demo.server import LabelServer, find_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument(
         "--refinement", type=Path, default=ROOT / "runs" / "refinement_agreement", help="folder of benchmarks.refinement_agreement"
     )
+    parser.add_argument("--seeds", type=Path, default=ROOT / "runs" / "seeds", help="folder of benchmarks.seeds")
     parser.add_argument("--fresh", action="store_true", help="score everything again")
     parser.add_argument("--only", nargs="+", choices=[row.key for row in (*ROWS, *EXTERNAL)], help="rows to score now")
     options = parser.parse_args()
@@ -130,6 +132,7 @@ def document(options: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|",
         *_lines(run, "tags", ROWS),
         "",
+        *_seeds(options),
         "## External data",
         "",
         "Six skull-stripped glioma volumes of BraTS 2015 at 1 mm (high and low grade), another preparation than the training data; "
@@ -176,6 +179,21 @@ def document(options: argparse.Namespace) -> str:
 def _footprints(run: Path) -> dict[str, Footprint]:
     file = run / "footprint.json"
     return {name: Footprint(**found) for name, found in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _seeds(options: argparse.Namespace) -> list[str]:
+    """The table of `benchmarks.seeds`; nothing where it has not been run."""
+    table = seed_table(options.run, options.seeds)
+    if not table:
+        return []
+    return [
+        "## Other seeds",
+        "",
+        "Decoder and student trained anew with other seeds on the classifier and diffusion model that ship; `lgg` test over REST.",
+        "",
+        *table,
+        "",
+    ]
 
 
 def _ablations(folder: Path) -> list[str]:
