@@ -44,7 +44,17 @@ class ScoreError(RuntimeError):
     """The scorer counted errors or wrong geometry; its output says where."""
 
 
-def score_over_rest(scorer: Path, url: str, row: Row, dataset: Path, split: str, result: Path, limit: int | None = None) -> dict[str, Any]:
+def score_over_rest(
+    scorer: Path,
+    url: str,
+    row: Row,
+    dataset: Path,
+    split: str,
+    result: Path,
+    *,
+    limit: int | None = None,
+    values: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Summary of the scorer for one row; what is in the result's file already is not scored again.
 
     Args:
@@ -55,6 +65,7 @@ def score_over_rest(scorer: Path, url: str, row: Row, dataset: Path, split: str,
         split: of the table.
         result: JSON file of every case and the summary.
         limit: only so many cases.
+        values: of one class, in the reference and in the answer; without them, anything above 0 counts in both.
 
     Raises:
         ScoreError: the scorer counted errors or wrong geometry.
@@ -63,6 +74,8 @@ def score_over_rest(scorer: Path, url: str, row: Row, dataset: Path, split: str,
         temporary = result.with_suffix(".part")
         command = [sys.executable, str(scorer), "--server", url, "--model", row.method, "--dataset", str(dataset)]
         command += ["--split", split, "--out", str(temporary)] + (["--limit", str(limit)] if limit else [])
+        if values is not None:
+            command += ["--label", str(values[0]), "--answer-label", str(values[1])]
         for name, value in row.parameters.items():
             command += ["--param", f"{name}={json.dumps(value)}"]
         print(f"== {row.key}, over REST", flush=True)
