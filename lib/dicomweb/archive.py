@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Archive:
         self._client, self._modalities, self._filter, self._refresh_s = client, modalities, search_filter, refresh_s
         self._images = Kept(self._find_images, refresh_s)
         self._segmentations = Kept(self._find_segmentations, refresh_s)
+        self._lock = threading.Lock()  # of what is found between two lists
         # Series asked for by themselves: when, and what there was.
         self._single: dict[str, tuple[float, ImageSeries | None]] = {}
         # Images whose segmentations were asked for by themselves: when, and what there was.
@@ -107,7 +109,8 @@ class Archive:
             for item in search_series(self._client, {**self._filter, "SeriesInstanceUID": uid}, FIELDS):
                 if text_of(item, "SeriesInstanceUID") == uid and is_listed(text_of(item, "Modality"), self._modalities):
                     series = _image(item)
-            self._single[uid] = asked, series
+            with self._lock:
+                self._single[uid] = asked, series
         return series
 
     def segmentations(self) -> list[SegmentationSeries]:
@@ -123,7 +126,8 @@ class Archive:
             return []
         began = time.monotonic()
         items = [item for item in self._search_segmentations(series.study) if item.image == image]
-        self._drawn_on[image] = began, items
+        with self._lock:
+            self._drawn_on[image] = began, items
         return items
 
     def _find_images(self) -> dict[str, ImageSeries]:
@@ -132,13 +136,15 @@ class Archive:
             for item in search_series(self._client, search, FIELDS):
                 if is_listed(text_of(item, "Modality"), self._modalities):
                     found[text_of(item, "SeriesInstanceUID")] = _image(item)
-        self._single = {uid: entry for uid, entry in list(self._single.items()) if entry[0] > began}
+        with self._lock:
+            self._single = {uid: entry for uid, entry in self._single.items() if entry[0] > began}
         return found
 
     def _find_segmentations(self) -> list[SegmentationSeries]:
         began = time.monotonic()
         found = self._search_segmentations()
-        self._drawn_on = {image: entry for image, entry in list(self._drawn_on.items()) if entry[0] > began}
+        with self._lock:
+            self._drawn_on = {image: entry for image, entry in self._drawn_on.items() if entry[0] > began}
         return found
 
     def _search_segmentations(self, study: str | None = None) -> list[SegmentationSeries]:
