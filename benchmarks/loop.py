@@ -31,7 +31,7 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import split_patients
 from app_cdm.training.retrain import RetrainSettings
 from app_cdm.training.settings import TrainSettings
-from benchmarks.learning_curve import ROOT, write_document
+from benchmarks.learning_curve import ROOT, SHIPPED_STEPS, write_document
 from benchmarks.scorer import ROWS, score_over_rest
 from demo.server import LabelServer, find_free_port
 
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--long-steps",
         type=int,
-        default=5191,
+        default=SHIPPED_STEPS,
         help="budget of one more training on lgg, with all patients; 0 is without (default: %(default)s, that of the shipped model)",
     )
     parser.add_argument("--fractions", type=float, nargs="+", help="shares of the tagged patients (default: of lgg .25 .5 1, else 1)")
