@@ -39,8 +39,10 @@ def write_document(loop: Path, active: Path, output: Path, figures: Path) -> Non
         "",
     ]
     lines += ["## Learning curve: from no model to masks, over REST", "", *_loop_part(points, figures), ""]
-    lines += ["## Breast ultrasound through the same loop", "", *_other_part(pictures, PICTURES), ""]
-    lines += ["## Cine MR of the heart, three classes: a stress test", "", *_other_part(hearts, HEARTS), ""]
+    if pictures:
+        lines += ["## Breast ultrasound through the same loop", "", *_other_part(pictures, PICTURES), ""]
+    if hearts:
+        lines += ["## Cine MR of the heart, three classes: a stress test", "", *_other_part(hearts, HEARTS), ""]
     lines += ["## Next Sample by doubt against random order", "", *_active_part(simulation, figures), ""]
     output.write_text("\n".join(lines))
     print(f"wrote {output}")
@@ -91,16 +93,14 @@ def _against_shipped(points: Sequence[dict[str, Any]]) -> list[str]:
         if point["plan"]["patients"] == most and "student" in point["scores"]
     ]
     return [
-        f"`student` with {most} patients against the one that ships (volume Dice {shipped:.3f}, {SHIPPED_STEPS} steps of its diffusion model, "
-        f"from the same tags and synthetic studies): {'; '.join(gaps)}.",
+        f"`student` with {most} patients against the one that ships (volume Dice {shipped:.3f}, {SHIPPED_STEPS} steps of its diffusion "
+        f"model, from the same tags and synthetic studies): {'; '.join(gaps)}.",
         "",
     ]
 
 
 def _other_part(points: Sequence[dict[str, Any]], introduction: str) -> list[str]:
     """The data sets that are no curve: of the training with most steps, a line a method and class."""
-    if not points:
-        return ["Not run yet: `make benchmark-loop`."]
     plan, record, scores = points[-1]["plan"], points[-1]["record"], points[-1]["scores"]
     num_images = next(iter(scores.values()))["cases"]
     present = ", ".join(f"{name} on {count}" for name, count in record["num_present_slices"].items())
