@@ -23,6 +23,7 @@ from app_cdm.evaluation import EvaluationReport
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
 from benchmarks.cost import NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
+from benchmarks.losses import loss_table, measure_ceiling
 from benchmarks.refinement_agreement import agreement_table
 from benchmarks.scorer import ROWS, Row, score_over_rest
 from benchmarks.seeds import seed_table
@@ -66,6 +67,7 @@ def main() -> int:
                 _score(options, server.url, row, "brats2015_ext6", "external_test")
     for row in rows:
         evaluate_with_tags(options, row)
+    measure_ceiling(options.data, CDMPipeline.from_pretrained(MODEL), options.run / "ceiling.json")
     if not options.only:
         measure_footprints(options.run)
     options.output.write_text(document(options))
@@ -132,6 +134,7 @@ def document(options: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|",
         *_lines(run, "tags", ROWS),
         "",
+        *_losses(run),
         *_seeds(options),
         "## External data",
         "",
@@ -179,6 +182,21 @@ def document(options: argparse.Namespace) -> str:
 def _footprints(run: Path) -> dict[str, Footprint]:
     file = run / "footprint.json"
     return {name: Footprint(**found) for name, found in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _losses(run: Path) -> list[str]:
+    """The table of `benchmarks.losses`; nothing where the ceiling has not been measured."""
+    table = loss_table(run, ("student", "cldf", "parallel"))
+    if not table:
+        return []
+    return [
+        "## Where the Dice is lost",
+        "",
+        "Against a perfect mask, step by step: resolution, the mask of a slice that holds the target, the gate; `lgg` test, 20 patients.",
+        "",
+        *table,
+        "",
+    ]
 
 
 def _seeds(options: argparse.Namespace) -> list[str]:

@@ -29,13 +29,13 @@ def reference_slices(dataset: Path, data: TaggedSlices, preprocess: PreprocessSe
     for image in data.image_ids:
         geometry = cut_slices(read_volume(dataset / "images" / pattern.format(image=image)), preprocess).geometry
         mask = np.asarray(nib.load(dataset / "masks" / f"{image}_seg.nii.gz").dataobj) > 0  # type: ignore[attr-defined]
-        found.append(_cut(mask.astype(np.float32), geometry))
+        found.append(share_of_pixels(mask, geometry))
     return np.concatenate(found) > 0.5
 
 
-def _cut(mask: np.ndarray, geometry: SliceGeometry) -> np.ndarray:
-    """`(S, H, W)` share of each network pixel that the mask covers."""
-    display = orientations.apply_orientation(mask, geometry.to_display)
+def share_of_pixels(mask: np.ndarray, geometry: SliceGeometry) -> np.ndarray:
+    """`(S, H, W)` float32 share of each network pixel that a mask `(X, Y, Z)` of the file's grid covers."""
+    display = orientations.apply_orientation(mask.astype(np.float32), geometry.to_display)
     row0, row1, column0, column1 = geometry.crop
     cut = torch.from_numpy(np.ascontiguousarray(display[row0:row1, column0:column1])).permute(2, 0, 1)[:, None]
     result = torch.zeros(cut.shape[0], geometry.image_size, geometry.image_size)
