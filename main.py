@@ -16,6 +16,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.activelearning.cache import doubts_folder
 from lib.activelearning.scorer import DoubtScorer
 from lib.activelearning.strategies import strategies
+from lib.child import announce_server, end_with_server
 from lib.datastore import FolderDatastore
 from lib.dicomweb.datastore import mend_pacs
 from lib.infers.batch import BatchInfer
@@ -54,12 +55,15 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
             labels=list(self.options.classes) or None,  # None: those of the models
         )
         self._auto_update_scoring = False  # the host would score on every click of Next Sample
-        if has_web_application():  # not in the processes that train or run batches
+        if has_web_application():  # not in the processes that train
+            announce_server()
             self.models.announce()
             install_server(self.options)
             spare_from_collection()
             share_the_interpreter()
             self.doubts.start()
+        else:
+            end_with_server()
 
     def init_datastore(self) -> Datastore:
         store = TagStore(tags_file(self.studies, self.options.cache_dir, self.options.tags_file))

@@ -28,13 +28,15 @@ from lib.versions import ModelVersions
 from tests.host.server_process import REPOSITORY, Server
 from tests.host.tiny_model import CLASS_NAMES, save_tiny_model
 from tests.training.synthetic import blob_volume
+from tests.waiting import wait_for
 
 logger = logging.getLogger(__name__)
 KILLS = int(os.environ.get("APP_CDM_FAULTS", "2"))
 NUM_CASES, NUM_SLICES, WRITES = 8, 8, 200
-QUICK = {"stages": "classifier", "minutes": 0.03, "force": True, "device": "cpu"}
+QUICK = {"stages": "classifier and diffusion", "start": "scratch", "minutes": 0.05, "force": True, "device": "cpu"}
 LONGEST_S = 25.0  # from the click on Train to the kill: imports, training and publishing are all within it
 TIMEOUT_S = 120
+ENDS_WITHIN_S = 40  # a training that is still importing finds out when it has
 PUBLISHER = """
 import sys
 from pathlib import Path
@@ -76,15 +78,19 @@ class Site:
             return []
 
     def kill(self, what: str) -> None:
-        """SIGKILL to the server, to its training, or to both; a training that outlives its server ends with it here."""
+        """SIGKILL to the server, to its training, or to both; a training ends with its server."""
         trainers = self.trainers()
         if what in ("trainer", "both"):
             _kill(trainers)
         if what in ("server", "both"):
             self.server.process.kill()
             self.server.process.wait()
-            _kill(trainers)
-            self.server = self._start()
+            psutil.wait_procs(trainers, timeout=ENDS_WITHIN_S)
+            self.restart()
+
+    def restart(self) -> None:
+        """A server in the place of one that has ended."""
+        self.server = self._start()
 
     def close(self) -> None:
         trainers = self.trainers()
@@ -139,8 +145,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         found.close()
 
 
-def click_train(site: Site) -> int:
-    return requests.post(f"{site.server.url}/train/weak_label", json=QUICK, timeout=TIMEOUT_S).status_code
+def click_train(site: Site, **options: object) -> int:
+    return requests.post(f"{site.server.url}/train/weak_label", json={**QUICK, **options}, timeout=TIMEOUT_S).status_code
+
+
+def train_stats(site: Site) -> dict[str, object]:
+    found = requests.get(f"{site.server.url}/info/", timeout=TIMEOUT_S).json()["train_stats"]["weak_label"]
+    assert isinstance(found, dict)
+    return found
 
 
 def lost_actions(site: Site, acknowledged: dict[str, list[int]]) -> list[str]:
@@ -201,14 +213,30 @@ def test_kills_at_random_moments_lose_nothing(site: Site, record_property: Calla
     logger.info("%d kills, %d starts, %d acknowledged writes, %d versions that load", len(kinds), site.starts, total, num_versions)
 
 
+def test_a_long_training_ends_with_its_server_and_is_resumed(site: Site) -> None:
+    tags = {f"case{number}": {name: [[2, 4]] for name in CLASS_NAMES} for number in range(NUM_CASES)}
+    requests.post(f"{site.server.url}/tags/bulk", json={"tags": tags, "user": "first"}, timeout=TIMEOUT_S).raise_for_status()
+    wait_for(lambda: click_train(site, minutes=30) == 200, "the training before to end", TIMEOUT_S)
+    wait_for(lambda: train_stats(site).get("stage") == "classifier", "the first step", TIMEOUT_S)
+    trainers = site.trainers()
+    assert trainers
+    site.server.process.kill()
+    site.server.process.wait()
+    _, left = psutil.wait_procs(trainers, timeout=5)
+    assert not left, "the training outlives its server"
+    site.restart()
+    assert train_stats(site)["state"] == "stopped"
+    assert click_train(site, minutes=30) == 200
+    wait_for(lambda: train_stats(site).get("state") == "running" and train_stats(site).get("stage"), "the training to go on", TIMEOUT_S)
+    assert requests.delete(f"{site.server.url}/train/", timeout=TIMEOUT_S).status_code == 200
+    wait_for(lambda: not site.trainers(), "the training to stop")
+
+
 def test_two_hundred_concurrent_writes_during_a_training_are_all_there(site: Site) -> None:
     tags = {f"case{number}": {name: [[2, 4]] for name in CLASS_NAMES} for number in range(NUM_CASES)}
     requests.post(f"{site.server.url}/tags/bulk", json={"tags": tags, "user": "first"}, timeout=TIMEOUT_S).raise_for_status()
     _kill(site.trainers())
-    deadline = time.monotonic() + TIMEOUT_S
-    while click_train(site) != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: click_train(site) == 200, "the training before to end", TIMEOUT_S)
 
     def write(number: int) -> tuple[str, int]:
         image, name = f"case{number % NUM_CASES}", CLASS_NAMES[number % len(CLASS_NAMES)]
