@@ -27,7 +27,7 @@ ORDERS = {"uncertain": "#1a7f37", "random": "#6e7781"}
 
 
 def write_document(loop: Path, active: Path, output: Path, figures: Path) -> None:
-    """Writes the document from the results there are; a part without any says which command makes it."""
+    """Writes the document from the results there are; the curve and the simulation say which command makes them where they have none."""
     found = sorted((json.loads(path.read_text()) for path in loop.glob("*/result.json")), key=_order)
     points, pictures, hearts = ([point for point in found if point["plan"]["dataset"] == name] for name in ("lgg", "busi", "acdc_rv"))
     simulation = json.loads((active / "result.json").read_text()) if (active / "result.json").exists() else None
@@ -111,10 +111,7 @@ def _other_part(points: Sequence[dict[str, Any]], introduction: str) -> list[str
         "",
         "| method | Dice an image | slice Dice | found | clean negatives | HD95 px |",
         "|---|---|---|---|---|---|",
-        *(
-            f"| `{name.replace(' ', '` ')}{'' if ' ' in name else '`'} | {_scores(s)} | {_pixels(s['hd95_px'])} |"
-            for name, s in scores.items()
-        ),
+        *(f"| `{name}` | {_scores(s)} | {_pixels(s['hd95_px'])} |" for name, s in scores.items()),
         "",
         f"Steps of each stage and round: {_steps(points[-1])}. Held-out tag score {record['held_out'].get('mean', float('nan')):.3f}.",
     ]

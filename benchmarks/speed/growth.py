@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import requests
 
-from benchmarks.speed.part import ROOT, Options
+from benchmarks.speed.part import ROOT, Options, memory_mib
 from demo.client import multipart
 from demo.server import LabelServer, find_free_port
 
@@ -73,11 +73,7 @@ class Session:
 
     def peak_mib(self) -> float:
         """The most memory that the process has held so far; NaN where the system does not tell."""
-        try:
-            lines = Path(f"/proc/{self._process}/status").read_text().splitlines()
-        except OSError:
-            return float("nan")
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+        return memory_mib(self._process, "VmHWM")
 
 
 @contextmanager

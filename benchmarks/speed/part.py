@@ -40,6 +40,18 @@ class Part(Protocol):
         """Lines of Markdown, without a heading."""
 
 
+def memory_mib(process: int, field: str) -> float:
+    """Memory of a process by a field of its status, such as `VmHWM` (the most so far) or `VmRSS` (now); NaN where the system has none.
+
+    The maximum that `getrusage` tells is no use for this: a process begins with that of its parent.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
 def machine() -> str:
     """Processor, cores that may be used, threads, and versions: a figure is true there."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -86,8 +86,8 @@ class Archive:
         """Makes the next question go to the PACS."""
         self._images.forget()
         self._segmentations.forget()
-        self._single.clear()
-        self._drawn_on.clear()
+        with self._lock:
+            self._single, self._drawn_on = {}, {}
 
     def images(self) -> Mapping[str, ImageSeries]:
         """Image series by SeriesInstanceUID; of a slow PACS as they were a while ago, with those that `find` has found since."""

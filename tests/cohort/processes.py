@@ -21,7 +21,6 @@ from app_cdm.data.volume import Volume, read_volume
 from app_cdm.pipeline import CDMPipeline
 
 FORK = multiprocessing.get_context("fork")
-LIMIT_S = 60.0
 
 
 def start(target: Callable[..., object], *arguments: object) -> BaseProcess:

@@ -112,8 +112,9 @@ def test_accepted_mask_is_read_back_from_the_pacs(tiny: Ohif, studies: Studies, 
     label = nifti(requests.get(f"{tiny.url}/datastore/label", params={"label": series, "tag": "final"}, timeout=60).content)
     assert np.array_equal(np.asarray(label.dataobj), mask) and np.allclose(label.affine, shown.affine, atol=1e-4)
     # Other servers store segmentations here too: a list that is being renewed may be a moment behind them.
-    expected = len(segmented(pacs))
-    wait_for(lambda: requests.get(f"{tiny.url}/info/", timeout=60).json()["datastore"]["completed"] == expected, "the mask to be counted")
+    drawn_on = segmented(pacs)
+    assert series in drawn_on
+    wait_for(lambda: requests.get(f"{tiny.url}/info/", timeout=60).json()["datastore"]["completed"] == len(drawn_on), "the count")
 
 
 def test_map_is_shown_over_the_image_with_its_values(shipped: Ohif, studies: Studies, pacs: Orthanc, tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ NUM_CASES, NUM_SLICES, WRITES = 8, 8, 200
 QUICK = {"stages": "classifier and diffusion", "start": "scratch", "minutes": 0.05, "force": True, "device": "cpu"}
 LONGEST_S = 25.0  # from the click on Train to the kill: imports, training and publishing are all within it
 TIMEOUT_S = 120
-ENDS_WITHIN_S = 40  # a training that is still importing finds out when it has
 PUBLISHER = """
 import sys
 from pathlib import Path
@@ -85,7 +84,8 @@ class Site:
         if what in ("server", "both"):
             self.server.process.kill()
             self.server.process.wait()
-            psutil.wait_procs(trainers, timeout=ENDS_WITHIN_S)
+            _, left = psutil.wait_procs(trainers, timeout=TIMEOUT_S)  # one that is still importing finds out when it has
+            assert not left, f"a training outlives its server: {left}"
             self.restart()
 
     def restart(self) -> None:
