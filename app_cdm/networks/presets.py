@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from diffusers import DDPMScheduler, UNet2DModel
@@ -86,6 +87,24 @@ def build_condition_embedding(settings: NetworkSettings, num_classes: int) -> Co
 def build_classifier(settings: NetworkSettings, num_classes: int) -> NoiseConditionalClassifier:
     """The classifier of clean and noised slices."""
     return NoiseConditionalClassifier(num_classes, settings.classifier_channels, settings.layers_per_block, settings.norm_num_groups)
+
+
+def sizes_of(unet: UNet2DModel, classifier: NoiseConditionalClassifier) -> NetworkSettings:
+    """The settings that `build_unet` and `build_classifier` made these networks from.
+
+    Raises:
+        SettingsError: no settings give networks like these.
+    """
+    patch_size = math.isqrt(unet.config.in_channels)
+    return NetworkSettings(
+        image_size=unet.config.sample_size * patch_size,
+        patch_size=patch_size,
+        block_out_channels=tuple(unet.config.block_out_channels),
+        layers_per_block=unet.config.layers_per_block,
+        attention_levels=sum(name.startswith("Attn") for name in unet.config.down_block_types),
+        norm_num_groups=unet.config.norm_num_groups,
+        classifier_channels=tuple(classifier.config.block_out_channels),
+    )
 
 
 def build_scheduler() -> DDPMScheduler:

@@ -14,7 +14,7 @@ import torch
 from app_cdm.calibration import calibrate
 from app_cdm.config import Settings, SettingsError, ranged
 from app_cdm.data.tags import TagError, TagTable
-from app_cdm.networks.presets import NetworkSettings
+from app_cdm.networks.presets import sizes_of
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.budget import Budget, count_mapped_slices, measured_once, warmed_up_in_time
 from app_cdm.training.held_out import gate_criterion, held_out_scores, load_held_out, split_patients
@@ -153,8 +153,7 @@ def retrain(
 
 def _as_in(current: CDMPipeline, settings: TrainSettings) -> TrainSettings:
     """Settings with sizes and preprocessing of a model, whatever the preset."""
-    recorded = dict(current.config.training).get("settings", {})
-    network = NetworkSettings.from_dict(recorded["network"]) if "network" in recorded else settings.network
+    network = sizes_of(current.unet, current.classifier)
     return dataclasses.replace(settings, network=network, preprocess=current.description.preprocess)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app_cdm.networks.presets import PRESETS, NetworkSettings, build_classifier, build_condition_embedding, build_scheduler, build_unet
+from app_cdm.networks.presets import (
+    PRESETS,
+    NetworkSettings,
+    build_classifier,
+    build_condition_embedding,
+    build_scheduler,
+    build_unet,
+    sizes_of,
+)
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -24,6 +32,7 @@ def test_preset_builds(name: str) -> None:
     assert output.shape == (2, channels, side, side)
     assert logits.shape == (2, 2)
     assert unet.config.sample_size == side
+    assert sizes_of(unet, classifier) == settings
 
 
 def test_paper_preset_has_about_the_published_size() -> None:

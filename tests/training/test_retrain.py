@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from app_cdm.data.slices import cut_slices
 from app_cdm.data.tags import TagTable, read_tags
 from app_cdm.data.volume import read_volume
 from app_cdm.metrics.ranking import tag_auc
+from app_cdm.networks.presets import PRESETS
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.segmentation.gate import slice_scores
 from app_cdm.student.settings import StudentSettings
@@ -175,12 +178,16 @@ def test_epochs_end_the_other_stages_at_their_default_where_the_diffusion_model_
     assert (short.classifier.num_steps, short.classifier.num_warmup_steps) == (100, 10)
 
 
-def test_one_stage_alone_leaves_the_others_as_they_are(
+def test_one_stage_alone_leaves_the_others_as_they_are_whatever_the_preset_and_record(
     candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]], tmp_path: Path
 ) -> None:
     found, _, tags, paths, _ = candidate
-    again = retrain(paths, tags, RetrainSettings(("student",), minutes=0.0), settings(), tmp_path, found.folder)
-    before, after = CDMPipeline.from_pretrained(found.folder), CDMPipeline.from_pretrained(again.folder)
+    in_use = shutil.copytree(found.folder, tmp_path / "in_use")
+    index = json.loads((in_use / "model_index.json").read_text())
+    (in_use / "model_index.json").write_text(json.dumps(index | {"training": {}}))  # sizes are those of its networks
+    wanted = dataclasses.replace(settings(), network=PRESETS["tiny"], preprocess=TrainSettings().preprocess)
+    again = retrain(paths, tags, RetrainSettings(("student",), minutes=0.0), wanted, tmp_path / "run", in_use)
+    before, after = CDMPipeline.from_pretrained(in_use), CDMPipeline.from_pretrained(again.folder)
     for name in ("unet", "classifier", "pixel_decoder"):
         for key, tensor in before.networks[name].state_dict().items():
             assert torch.equal(tensor, after.networks[name].state_dict()[key]), f"{name}.{key}"
