@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+from monailabel.utils.async_tasks import utils as async_tasks
+
 logger = logging.getLogger(__name__)
 
 SERVER_PROCESS = "APP_CDM_SERVER_PROCESS"
@@ -38,3 +40,9 @@ def end_with_server() -> None:
     if os.getppid() != int(server):
         logger.error("The server that started this process has ended: so does the process")
         raise SystemExit(1)
+
+
+def stop_trainings() -> None:
+    """Ends the trainings of this server at once; the interpreter would wait for them before it ends, for hours."""
+    while async_tasks.background_processes.get("train"):
+        async_tasks.stop_background_task("train")

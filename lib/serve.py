@@ -13,6 +13,7 @@ from monailabel.config import settings
 from monailabel.main import Main
 
 from app_cdm.commands.environment import PASSWORD, USER, read_login
+from lib.child import stop_trainings
 from lib.dicomweb.modalities import ALL
 from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
 from lib.tags.location import is_url
@@ -72,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--studies {options.studies!r}: no such folder")
     prepare_host(options)
     host = Main()
-    host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
+    try:
+        host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
+    finally:
+        stop_trainings()
     return 0
 
 

@@ -33,7 +33,7 @@ from tests.waiting import wait_for
 logger = logging.getLogger(__name__)
 KILLS = int(os.environ.get("APP_CDM_FAULTS", "2"))
 NUM_CASES, NUM_SLICES, WRITES = 8, 8, 200
-QUICK = {"stages": "classifier and diffusion", "start": "scratch", "minutes": 0.05, "force": True, "device": "cpu"}
+QUICK = {"stages": "classifier and diffusion", "minutes": 0.05, "force": True, "device": "cpu"}
 LONGEST_S = 25.0  # from the click on Train to the kill: imports, training and publishing are all within it
 TIMEOUT_S = 120
 PUBLISHER = """
@@ -228,8 +228,10 @@ def test_a_long_training_ends_with_its_server_and_is_resumed(site: Site) -> None
     assert train_stats(site)["state"] == "stopped"
     assert click_train(site, minutes=30) == 200
     wait_for(lambda: train_stats(site).get("state") == "running" and train_stats(site).get("stage"), "the training to go on", TIMEOUT_S)
-    assert requests.delete(f"{site.server.url}/train/", timeout=TIMEOUT_S).status_code == 200
-    wait_for(lambda: not site.trainers(), "the training to stop")
+    trainers = site.trainers()
+    assert site.server.stop() == 0, "the server waits for its training"
+    assert not psutil.wait_procs(trainers, timeout=5)[1]
+    site.restart()
 
 
 def test_two_hundred_concurrent_writes_during_a_training_are_all_there(site: Site) -> None:
