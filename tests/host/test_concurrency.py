@@ -10,7 +10,7 @@ import requests
 
 from tests.host.answers import ask_mask
 
-LONG = {"num_draws": 8, "noise_levels": "0.3, 0.4, 0.5, 0.6, 0.7, 0.8"}
+LONG = {"num_draws": 3, "noise_levels": "0.3, 0.4, 0.5, 0.6, 0.7, 0.8"}
 
 
 def test_info_answers_during_inference(url: str) -> None:
