@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from app_cdm.metrics.bootstrap import bootstrap_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "runs" / "benchmark" / "rest_student.json"
@@ -28,7 +32,7 @@ ORDERS = {"uncertain": "#1a7f37", "random": "#6e7781"}
 
 def write_document(loop: Path, active: Path, output: Path, figures: Path) -> None:
     """Writes the document from the results there are; the curve and the simulation say which command makes them where they have none."""
-    found = sorted((json.loads(path.read_text()) for path in loop.glob("*/result.json")), key=_order)
+    found = sorted((_read_point(path) for path in loop.glob("*/result.json")), key=_order)
     points, pictures, hearts = ([point for point in found if point["plan"]["dataset"] == name] for name in ("lgg", "busi", "acdc_rv"))
     simulation = json.loads((active / "result.json").read_text()) if (active / "result.json").exists() else None
     figures.mkdir(parents=True, exist_ok=True)
@@ -46,6 +50,17 @@ def write_document(loop: Path, active: Path, output: Path, figures: Path) -> Non
     lines += ["## Next Sample by doubt against random order", "", *_active_part(simulation, figures), ""]
     output.write_text("\n".join(lines))
     print(f"wrote {output}")
+
+
+def _read_point(path: Path) -> dict[str, Any]:
+    """A training with its scores and, as `volume_dice`, task -> patient -> volume Dice of each image."""
+    point: dict[str, Any] = json.loads(path.read_text())
+    point["volume_dice"] = {}
+    for task in point["scores"]:
+        by_patient = point["volume_dice"].setdefault(task, {})
+        for case in json.loads((path.parent / f"rest_{task.replace(' ', '_')}.json").read_text())["cases"]:
+            by_patient.setdefault(case["patient"], []).append(float("nan") if case["volume_dice"] is None else case["volume_dice"])
+    return point
 
 
 def _order(point: dict[str, Any]) -> tuple[int, int]:
@@ -72,12 +87,33 @@ def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
         *(line for point in points for line in _loop_lines(point)),
         "",
+        *_against_fewer(points),
         *_against_shipped(points),
         "Steps of each stage and round (the classifier ends early where held-out tags say so): "
         + "; ".join(f"{point['plan']['patients']} patients: {_steps(point)}" for point in points)
         + ".",
         "",
         f"![Learning curve](figures/{'learning_curve.png'})",
+    ]
+
+
+def _against_fewer(points: Sequence[dict[str, Any]]) -> list[str]:
+    """What more tagged patients changed for each test patient, from one point with the same budget to the next."""
+    lines = []
+    for fewer, more in pairwise(points):
+        if fewer["plan"]["steps"] != more["plan"]["steps"] or "student" not in fewer["scores"] or "student" not in more["scores"]:
+            continue
+        before, after = fewer["volume_dice"]["student"], more["volume_dice"]["student"]
+        pairs = {patient: np.subtract(after[patient], values).tolist() for patient, values in before.items()}
+        mean, low, high = bootstrap_mean(pairs)
+        gained = sum(np.mean(values) > 0 for values in pairs.values())
+        counts = f"from {fewer['plan']['patients']} to {more['plan']['patients']} patients"
+        lines.append(f"{counts} {mean:+.3f} [{low:+.3f}, {high:+.3f}], {gained} of {len(pairs)} better")
+    if not lines:
+        return []
+    return [
+        f"Volume Dice of `student`, paired over test patients: {'; '.join(lines)}. One training a point: its luck is in these figures.",
+        "",
     ]
 
 
@@ -155,11 +191,12 @@ def draw_loop(points: Sequence[dict[str, Any]], path: Path) -> None:
             ends = [[mean - s["volume_dice_ci95"][0] for mean, s in zip(means, found, strict=True)]]
             ends.append([s["volume_dice_ci95"][1] - mean for mean, s in zip(means, found, strict=True)])
             colour, label = COLOURS.get(method, "black"), f"{method}, {steps} steps"
-            axis.errorbar(counts, means, ends, marker=marker, capsize=3, color=colour, label=label)
+            aside = 0.3 * list(points[0]["scores"]).index(method)  # bars of two tasks would hide each other
+            axis.errorbar([count + aside for count in counts], means, ends, marker=marker, capsize=3, color=colour, label=label)
     if SHIPPED.exists():
         shipped = json.loads(SHIPPED.read_text())["summary"]["volume_dice"]
         axis.axhline(shipped, color="#6e7781", linestyle=":", label="student that ships")
-    axis.set(xlabel="patients tagged", ylabel="volume Dice, lgg test", ylim=(0, 0.8))
+    axis.set(xlabel="patients tagged", ylabel="volume Dice, lgg test", ylim=(0, 1))
     axis.legend(loc="lower right", frameon=False)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
