@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 
 import numpy as np
@@ -19,6 +20,7 @@ OWN_WEIGHT = 1e-7  # of a pixel's own probability, against every step
 TOLERANCE = 1e-8
 MAX_ITERATIONS = 20_000
 DIRECT_PIXELS = 10_000
+ONE_AT_A_TIME = threading.Lock()  # the limit is the process's: of two that overlap, the last would restore that of the first
 STIFFNESS = 300.0  # where opinions that share nothing but the walk agree most, see docs/benchmark.md
 
 
@@ -115,7 +117,8 @@ def _solve(system: sparse.csr_matrix, right: np.ndarray, start: np.ndarray) -> n
     """Solves the symmetric, positive definite system: directly where that is fast, else by conjugate gradients.
 
     The factors of a system in three dimensions grow with the square of its pixels; the cost of an iteration only with their number.
-    Its scalar products are over in less time than NumPy's BLAS takes to share them among threads, ten times less where networks run too.
+    Its scalar products are so short that sharing them among the threads of NumPy's BLAS costs more than it saves, above all where those
+    threads wait for a processor that runs a network.
 
     Raises:
         ArithmeticError: no convergence, which a system like this one cannot cause.
@@ -124,7 +127,7 @@ def _solve(system: sparse.csr_matrix, right: np.ndarray, start: np.ndarray) -> n
         factors = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
         return np.asarray(factors.solve(right))
     jacobi = sparse.diags(1.0 / system.diagonal())
-    with _thread_pools().limit(limits=1, user_api="blas"):
+    with ONE_AT_A_TIME, _thread_pools().limit(limits=1, user_api="blas"):
         found, failed = cg(system, right, x0=start, rtol=TOLERANCE, atol=0.0, maxiter=MAX_ITERATIONS, M=jacobi)
     if failed:
         raise ArithmeticError(f"the random walk over {len(start)} pixels has not converged: set refinement = 'none', and please report it")

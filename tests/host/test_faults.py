@@ -213,7 +213,7 @@ def test_kills_at_random_moments_lose_nothing(site: Site, record_property: Calla
     logger.info("%d kills, %d starts, %d acknowledged writes, %d versions that load", len(kinds), site.starts, total, num_versions)
 
 
-def test_a_long_training_ends_with_its_server_and_is_resumed(site: Site) -> None:
+def test_a_long_training_ends_with_its_server_killed_or_interrupted_and_is_resumed(site: Site) -> None:
     tags = {f"case{number}": {name: [[2, 4]] for name in CLASS_NAMES} for number in range(NUM_CASES)}
     requests.post(f"{site.server.url}/tags/bulk", json={"tags": tags, "user": "first"}, timeout=TIMEOUT_S).raise_for_status()
     wait_for(lambda: click_train(site, minutes=30) == 200, "the training before to end", TIMEOUT_S)

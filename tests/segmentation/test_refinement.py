@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController
 
 from app_cdm.config import Refinement
 from app_cdm.segmentation.appearance import appearance_posterior
@@ -240,3 +242,13 @@ def test_refine_without_any_usable_limit_is_empty(limits: list[float]) -> None:
     refined, thresholds = refine(cone(), np.array(limits), disc(4.0))
     assert not refined.any()
     assert np.isinf(thresholds).all()
+
+
+def test_large_walks_at_the_same_time_leave_the_threads_of_the_process_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app_cdm.segmentation.refinement.DIRECT_PIXELS", 0)
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        before = ThreadpoolController().info()
+        with ThreadPoolExecutor(8) as pool:
+            walks = list(pool.map(lambda _: random_walk(cone(), head()), range(200)))
+        assert ThreadpoolController().info() == before
+    assert all(np.array_equal(walk, walks[0]) for walk in walks)
