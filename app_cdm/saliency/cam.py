@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,24 @@ def average_with_mirror(
     return torch.cat(maps)
 
 
+def resize_to_slice(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Bilinear interpolation of maps of the classifier's stages that puts every value where the network looked.
+
+    Its convolutions of stride 2 are padded on both sides, so place j of a stage with stride s is centred on pixel s j. The usual
+    interpolation (`align_corners=False`) takes it for the middle of s pixels and moves the map (s - 1) / 2 pixels down and right.
+
+    Args:
+        maps: `(B, 1, h, w)`.
+        size: H and W of the slice, multiples of h and w.
+
+    Returns:
+        `(B, 1, H, W)`; the pixels behind the last place have its value.
+    """
+    height, width = (full // places for full, places in zip(size, maps.shape[2:], strict=True))
+    inner = ((maps.shape[2] - 1) * height + 1, (maps.shape[3] - 1) * width + 1)
+    return F.pad(F.interpolate(maps, size=inner, mode="bilinear", align_corners=True), (0, width - 1, 0, height - 1), mode="replicate")
+
+
 def _layer_cam(model: SaliencyModel, slices: torch.Tensor, class_index: int) -> torch.Tensor:
     with torch.enable_grad():
         timesteps = torch.zeros(slices.shape[0], dtype=torch.long, device=slices.device)
@@ -64,6 +82,6 @@ def _layer_cam(model: SaliencyModel, slices: torch.Tensor, class_index: int) -> 
     total = torch.zeros(slices.shape[0], *slices.shape[2:], device=slices.device)
     for activation, gradient in zip(chosen, gradients, strict=True):
         cam = (activation.detach() * gradient.clamp_min(0)).clamp_min(0).sum(dim=1, keepdim=True).float()
-        cam = F.interpolate(cam, size=slices.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        cam = resize_to_slice(cam, slices.shape[2:])[:, 0]
         total += cam / cam.flatten(1).amax(dim=1).clamp_min(1e-12)[:, None, None]
     return total / len(chosen)

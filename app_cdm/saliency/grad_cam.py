@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from monai.visualize.class_activation_maps import GradCAM
@@ -11,7 +13,7 @@ from torch import nn
 from app_cdm.config import SaliencySettings
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
-from app_cdm.saliency.cam import average_with_mirror
+from app_cdm.saliency.cam import average_with_mirror, resize_to_slice
 
 
 class CleanSliceClassifier(nn.Module):
@@ -47,7 +49,7 @@ def grad_cam_saliency(model: SaliencyModel, inputs: SaliencyInputs, settings: Sa
     """
     # MONAI leaves its hooks on the network, so they go to a copy.
     classifier = CleanSliceClassifier(copy.deepcopy(model.classifier).requires_grad_(False))
-    cam = GradCAM(nn_module=classifier, target_layers=classifier.last_stage, postprocessing=_unchanged)
+    cam = GradCAM(nn_module=classifier, target_layers=classifier.last_stage, upsampler=_upsampler, postprocessing=_unchanged)
 
     def compute(slices: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
@@ -56,6 +58,11 @@ def grad_cam_saliency(model: SaliencyModel, inputs: SaliencyInputs, settings: Sa
         return maps / maps.flatten(1).amax(dim=1).clamp_min(1e-12)[:, None, None]
 
     return average_with_mirror(inputs, model.device, settings.batch_images, compute)
+
+
+def _upsampler(size: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """In place of MONAI's, which moves the map; see `resize_to_slice`."""
+    return partial(resize_to_slice, size=size)
 
 
 def _unchanged(maps: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-import torch.nn.functional as F
 
 from app_cdm.config import SaliencySettings
+from app_cdm.networks.presets import PRESETS, build_classifier
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
-from app_cdm.saliency.cam import layer_cam, layer_cam_saliency
+from app_cdm.saliency.cam import layer_cam, layer_cam_saliency, resize_to_slice
 from tests.saliency.counting import batch_sizes
 from tests.tiny_networks import tiny_inputs, tiny_saliency_model
+
+
+def between_places(cam: torch.Tensor, size: int) -> torch.Tensor:
+    """A square map with place j on pixel j * stride, linear between places and constant behind the last one."""
+    stride = size // len(cam)
+    for dim in (0, 1):
+        where = torch.arange(size) / stride
+        low = where.floor().long()
+        share = (where - low).unsqueeze(1 - dim)
+        cam = cam.index_select(dim, low) * (1 - share) + cam.index_select(dim, (low + 1).clamp_max(cam.shape[dim] - 1)) * share
+    return cam
 
 
 def cam_by_definition(model: SaliencyModel, image: torch.Tensor, class_index: int) -> torch.Tensor:
@@ -25,7 +37,7 @@ def cam_by_definition(model: SaliencyModel, image: torch.Tensor, class_index: in
     total = torch.zeros(image.shape[1:])
     for activation, gradient in zip(caught, torch.autograd.grad(logit, caught), strict=True):
         cam = (gradient.relu() * activation).relu().sum(dim=1, keepdim=True).detach()
-        cam = F.interpolate(cam, size=image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+        cam = between_places(cam[0, 0], image.shape[1])
         total += cam / cam.max()
     return total / 2
 
@@ -78,3 +90,22 @@ def test_mode_is_the_map() -> None:
     assert max(sizes) == 2
     torch.testing.assert_close(found, layer_cam(model, inputs), atol=1e-5, rtol=1e-4)
     assert model.counter.images == 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_value_lies_where_the_network_looked(stage: int) -> None:
+    """The pixels that a place of a stage reacts to have their centre where `resize_to_slice` puts the place."""
+    classifier = build_classifier(PRESETS["tiny"], 1).eval().requires_grad_(False)
+    slices = (0.1 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))).requires_grad_(True)
+    with torch.enable_grad():
+        _, stages = classifier.forward_features(slices, torch.zeros(1, dtype=torch.long))
+        row, column = (2 * side // 4 for side in stages[stage].shape[2:])
+        reaction = torch.autograd.grad(stages[stage][0, :, row, column].square().sum(), slices)[0][0, 0].square()
+    pixels = torch.arange(64.0)
+    found = torch.stack([(reaction.sum(1) * pixels).sum(), (reaction.sum(0) * pixels).sum()]) / reaction.sum()
+    place = torch.zeros(1, 1, *stages[stage].shape[2:])
+    place[0, 0, row, column] = 1
+    placed = resize_to_slice(place, (64, 64))[0, 0]
+    assert torch.equal(placed, between_places(place[0, 0], 64))
+    expected = torch.stack([(placed.sum(1) * pixels).sum(), (placed.sum(0) * pixels).sum()]) / placed.sum()
+    torch.testing.assert_close(found, expected, atol=1.0, rtol=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from app_cdm.config import SaliencySettings
 from app_cdm.networks.presets import build_classifier
@@ -12,6 +11,7 @@ from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from app_cdm.saliency.cam import layer_cam
 from app_cdm.saliency.grad_cam import grad_cam_saliency
 from tests.saliency.counting import batch_sizes
+from tests.saliency.test_cam import between_places
 from tests.tiny_networks import TINY, tiny_inputs, tiny_saliency_model
 
 SETTINGS = SaliencySettings(mode="grad_cam")
@@ -26,7 +26,7 @@ def grad_cam_by_definition(model: SaliencyModel, image: torch.Tensor, class_inde
     activation = caught[0]
     gradient = torch.autograd.grad(logit, activation)[0]
     cam = torch.einsum("k,khw->hw", gradient[0].mean(dim=(1, 2)), activation[0]).clamp(min=0).detach()
-    cam = F.interpolate(cam[None, None], size=image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+    cam = between_places(cam, image.shape[1])
     return cam / cam.max().clamp_min(1e-12)
 
 
