@@ -10,9 +10,10 @@ from scipy import ndimage
 
 from app_cdm.cldf.seeds import SeedMaps, SeedSettings, find_seeds
 from app_cdm.config import SaliencySettings
+from app_cdm.data.body import find_body
 from app_cdm.data.dataset import TaggedSlices
 from app_cdm.data.tags import PRESENT
-from app_cdm.saliency.base import FOREGROUND, SaliencyInputs, SaliencyModel, signed
+from app_cdm.saliency.base import SaliencyInputs, SaliencyModel, signed
 from app_cdm.saliency.cam import layer_cam
 from app_cdm.saliency.combine import smooth, unit_peak
 from app_cdm.saliency.gradient import gradient_map
@@ -48,7 +49,7 @@ def collect_votes(
         inputs: S slices and the class.
         settings: noise levels, draws, seed and batch size.
     """
-    body = inputs.slices[:, 0] > FOREGROUND
+    body = torch.from_numpy(find_body(inputs.slices[:, 0].numpy()))
     with torch.no_grad():
         levels = level_differences(model, inputs, settings).transpose(0, 1)
     cam = unit_peak(layer_cam(model, inputs, settings.batch_images) * body)
@@ -84,7 +85,7 @@ def volume_saliency(levels: torch.Tensor, slices: torch.Tensor, settings: Salien
     """
     spread = levels.transpose(0, 1).flatten(1).std(dim=1).clamp_min(1e-12)[None, :, None, None]
     maps = smooth(signed(levels / spread, settings).mean(dim=1), settings.smoothing_px)
-    body = slices[:, 0] > FOREGROUND
+    body = torch.from_numpy(find_body(slices[:, 0].numpy()))
     maps = maps.clamp_min(0) * body
     if slice_smoothing > 0 and len(maps) > 1:
         return np.asarray(ndimage.gaussian_filter1d(maps.numpy(), slice_smoothing, axis=0, mode="nearest") * body.numpy())
@@ -115,6 +116,6 @@ def seeds_of_class(data: TaggedSlices, class_index: int, votes: Votes, saliency:
         rows = torch.nonzero(volumes == volume)[:, 0]
         slices = data.slices[votes.index[rows]]
         maps = volume_saliency(votes.levels[rows], slices, saliency, settings.slice_smoothing)
-        voting = SeedMaps(votes.cam[rows].numpy(), votes.gradient[rows].numpy(), maps, (slices[:, 0] > FOREGROUND).numpy())
+        voting = SeedMaps(votes.cam[rows].numpy(), votes.gradient[rows].numpy(), maps, find_body(slices[:, 0].numpy()))
         seeds[rows] = torch.from_numpy(find_seeds(voting, settings))
     return seeds

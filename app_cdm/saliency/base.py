@@ -13,8 +13,6 @@ from app_cdm.diffusion.process import find_timestep, patchify, predict_original_
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.networks.condition import NULL_INDEX, ConditionEmbedding
 
-FOREGROUND = -0.95
-
 
 @dataclass
 class EvaluationCounter:

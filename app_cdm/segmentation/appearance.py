@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from app_cdm.saliency.base import FOREGROUND
+from app_cdm.data.body import find_body
 
 # The first three are where opinions that share nothing but the refinement agree most, see docs/benchmark.md.
 PRIOR_BLUR = 2.5 / 64  # of the side of a slice: how far off a map's border may be
@@ -44,7 +44,7 @@ def appearance_posterior(
         one quarter.
     """
     side = max(probabilities.shape[1:])
-    body = slices > FOREGROUND
+    body = find_body(slices)
     prior = ndimage.gaussian_filter(probabilities * body, (0.0, prior_blur * side, prior_blur * side))
     near = _within(prior > 0.25, max(1, round(reach * side))) & body
     if not near.any():

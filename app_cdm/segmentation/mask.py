@@ -8,8 +8,8 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from app_cdm.config import MaskSettings
+from app_cdm.data.body import find_body
 from app_cdm.data.slices import SliceGeometry
-from app_cdm.saliency.base import FOREGROUND
 
 LEAST_PEAK = 0.9
 PEAK_SHARE = 0.002  # of a slice's pixels, whose mean is its peak
@@ -70,7 +70,7 @@ def thresholds(maps: np.ndarray, slices: np.ndarray, positive: np.ndarray, setti
         settings: the rule.
     """
     result = np.full(maps.shape[0], np.inf)
-    body = slices > FOREGROUND
+    body = find_body(slices)
     if settings.threshold_rule == "fixed":
         result[positive] = settings.fixed_threshold
     elif settings.threshold_rule == "otsu_volume":

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import cg, splu
 from threadpoolctl import ThreadpoolController
 
 from app_cdm.config import Refinement
-from app_cdm.saliency.base import FOREGROUND
+from app_cdm.data.body import find_body
 from app_cdm.segmentation.appearance import appearance_posterior
 
 STEP_LENGTHS = (2.0, 1.0, 1.0)  # a step to the next slice is farther than one to the next pixel
@@ -97,7 +97,7 @@ def random_walk(
     Returns:
         `(S, H, W)` float32; unchanged where nothing is sure or nothing undecided, 0 outside the body.
     """
-    body = slices > FOREGROUND
+    body = find_body(slices)
     result = np.asarray(probabilities * body, dtype=np.float32)
     box = _box(result > sure_background)
     values, inside = result[box].astype(np.float64), body[box]

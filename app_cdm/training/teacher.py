@@ -11,10 +11,11 @@ from skimage.filters import threshold_otsu
 from app_cdm.cldf.decode import decoder_maps
 from app_cdm.cldf.votes import SLICES_PER_CALL, Votes, inputs_of, volume_saliency
 from app_cdm.config import SaliencySettings
+from app_cdm.data.body import find_body
 from app_cdm.data.dataset import TaggedSlices
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork, with_neighbours
-from app_cdm.saliency.base import FOREGROUND, SaliencyModel
+from app_cdm.saliency.base import SaliencyModel
 from app_cdm.segmentation.mask import LEAST_PEAK, raise_peaks
 from app_cdm.segmentation.refinement import follow_image
 
@@ -37,7 +38,7 @@ def saliency_probabilities(data: TaggedSlices, votes: Votes, settings: SaliencyS
 
     def of_volume(rows: torch.Tensor, slices: torch.Tensor) -> np.ndarray:
         maps = volume_saliency(votes.levels[rows], slices, settings, slice_smoothing)
-        inside = maps[(slices[:, 0] > FOREGROUND).numpy()]
+        inside = maps[find_body(slices[:, 0].numpy())]
         has_contrast = inside.size and inside.max() > inside.min()
         return np.clip(maps / (2 * threshold_otsu(inside)), 0.0, 1.0) if has_contrast else np.zeros_like(maps)
 

@@ -155,9 +155,9 @@ def test_sure_pixels_stay_and_nothing_leaves_the_body(seed: int, width: float, r
 
 
 def with_islands(*values: float) -> tuple[np.ndarray, np.ndarray]:
-    """A cone and a disc, and before them in the box lone pixels of the body in air, with these probabilities."""
+    """A cone and a disc, and before them in the box lone pixels of the body in air from the edge on, with these probabilities."""
     probabilities, slices = cone((10, 8), 6.0), disc(4.0, centre=(10, 8))
-    slices[:, 4:7, 2 : 2 + 2 * len(values) + 1] = -1.0
+    slices[:, 4:7, : 2 + 2 * len(values) + 1] = -1.0
     for number, value in enumerate(values):
         slices[1, 5, 3 + 2 * number], probabilities[1, 5, 3 + 2 * number] = 0.0, value
     return probabilities, slices
