@@ -15,13 +15,13 @@ import numpy as np
 
 from app_cdm.config import SaliencyMode, SaliencySettings, SegmentationSettings
 from app_cdm.data.slices import SliceStack, cut_slices
-from app_cdm.data.tags import ABSENT, PRESENT, TagError, TagTable
+from app_cdm.data.tags import ABSENT, PRESENT, UNKNOWN, TagError, TagTable
 from app_cdm.data.volume import read_volume
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from app_cdm.saliency.candidates import CANDIDATES, candidate_peaks
-from app_cdm.segmentation.gate import slice_logits, slice_scores
+from app_cdm.segmentation.gate import is_likeliest, slice_logits, slice_scores
 
 DEFAULT_MODES: tuple[SaliencyMode, ...] = ("parallel", "reference")
 GATE_SMOOTHINGS_MM = (0.0, 2.0, 4.0, 6.0)
@@ -84,13 +84,14 @@ def calibrate(
         raise TagError(f"the tags name classes {tags.class_names}, the model {pipeline.class_names}")
     cases = [_read_case(pipeline, image, path, tags) for image, path in paths.items()]
     smoothing, smoothing_aucs = _choose_smoothing(cases)
-    threshold, f1 = _choose_threshold(cases, smoothing)
+    exclusive = pipeline.description.exclusive_classes
+    threshold, f1 = _choose_threshold(cases, smoothing, exclusive)
     saliency, numbers = _choose_numbers(pipeline, cases, settings.saliency, modes, progress)
     mask = settings.mask.replace(gate_threshold=threshold, gate_smoothing_mm=smoothing)
     if pipeline.student is not None:  # for comparison: what the joint gate is worth
         alone = [replace(case, logits=slice_logits(pipeline.classifier, case.stack.slices).numpy()) for case in cases]
         auc = mean_auc(_gate_scores(alone, smoothing), np.concatenate([case.states for case in alone]))
-        numbers["classifier_alone"] = {"slice_auc": round(auc, 4), "slice_f1": _choose_threshold(alone, smoothing)[1]}
+        numbers["classifier_alone"] = {"slice_auc": round(auc, 4), "slice_f1": _choose_threshold(alone, smoothing, exclusive)[1]}
     record = {
         "num_images": len(cases),
         "num_slices": int(sum(len(case.states) for case in cases)),
@@ -139,17 +140,23 @@ def _choose_smoothing(cases: list[_Case]) -> tuple[float, dict[str, float]]:
     return max(areas, key=lambda smoothing: areas[smoothing]), {f"{key:g}": round(value, 4) for key, value in areas.items()}
 
 
-def _choose_threshold(cases: list[_Case], smoothing_mm: float) -> tuple[float, float]:
+def _choose_threshold(cases: list[_Case], smoothing_mm: float, exclusive_classes: bool) -> tuple[float, float]:
     """Threshold with the highest F1 of slices; the middle of all that share it."""
     scores, states = _gate_scores(cases, smoothing_mm), np.concatenate([case.states for case in cases])
-    candidates = np.linspace(0.02, 0.98, 97)
-    values = np.array([slice_f1(scores >= threshold, states) for threshold in candidates])
+    candidates, likeliest = np.linspace(0.02, 0.98, 97), is_likeliest(scores, exclusive_classes)
+    values = np.array([slice_f1((scores >= threshold) & likeliest, states, exclusive_classes) for threshold in candidates])
     best = candidates[values >= values.max() - 1e-9]
     return round(float(best[len(best) // 2]), 2), round(float(values.max()), 4)
 
 
-def slice_f1(positive: np.ndarray, states: np.ndarray) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN) of `(N, C)` decisions; unknown slices do not count."""
+def slice_f1(positive: np.ndarray, states: np.ndarray, exclusive_classes: bool = False) -> float:
+    """Mean over classes of 2 TP / (2 TP + FP + FN) of `(N, C)` decisions; unknown slices do not count.
+
+    Where classes exclude each other, to hold none of them is one more class, so that empty slices weigh as much as those of a class.
+    """
+    if exclusive_classes:
+        is_empty = np.where((states == PRESENT).any(axis=1), ABSENT, np.where((states == ABSENT).all(axis=1), PRESENT, UNKNOWN))
+        positive, states = np.column_stack([positive, ~positive.any(axis=1)]), np.column_stack([states, is_empty])
     hits = (positive & (states == PRESENT)).sum(axis=0)
     wrong = (positive & (states == ABSENT)).sum(axis=0) + (~positive & (states == PRESENT)).sum(axis=0)
     return float(np.mean(2 * hits / np.maximum(2 * hits + wrong, 1)))
@@ -163,9 +170,7 @@ def _choose_numbers(
     progress: Callable[[float], None] | None,
 ) -> tuple[SaliencySettings, dict[str, Any]]:
     """Settings with the number of each mode whose map has the most telling peak, and the criterion of every candidate."""
-    model = SaliencyModel(
-        pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
-    )
+    model = pipeline.saliency_model()
     states, record = np.concatenate([case.states for case in cases]), {}
     chosen_modes = [mode for mode in CANDIDATES if mode in modes]
     for number, mode in enumerate(chosen_modes):

@@ -28,8 +28,7 @@ from app_cdm.networks.condition import ConditionEmbedding
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork
 from app_cdm.saliency.base import SaliencyModel
-from app_cdm.segmentation.gate import joint_logits, map_logits, slice_logits, slice_scores
-from app_cdm.segmentation.gate import positive_slices as find_positive_slices
+from app_cdm.segmentation.gate import decide, joint_logits, map_logits, slice_logits, slice_scores
 from app_cdm.segmentation.maps import StudentMaps, map_source, slice_uncertainty
 from app_cdm.segmentation.mask import LEAST_PEAK, keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
 from app_cdm.segmentation.refinement import refine
@@ -63,6 +62,7 @@ class ModelDescription(Settings):
         segmentation: default settings of `cdm_saliency`, chosen without pixel labels.
         cldf_mask: how the map of `cldf` becomes a mask; its gate is that of `segmentation`.
         student_mask: the same for `student`.
+        exclusive_classes: whether a slice holds one class at most; then the gate decides for the likeliest.
     """
 
     class_names: tuple[str, ...]
@@ -71,6 +71,7 @@ class ModelDescription(Settings):
     segmentation: SegmentationSettings = FAST_SALIENCY
     cldf_mask: MaskSettings = PROBABILITY_MASK
     student_mask: MaskSettings = PROBABILITY_MASK
+    exclusive_classes: bool = False
 
     def check(self) -> None:
         if not self.class_names or list(self.class_names) != sorted(set(self.class_names)):
@@ -328,17 +329,22 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         # One volume at a time: two would only slow each other down and double the memory.
         with self._lock:
             clock.lap("wait")
-            model = SaliencyModel(self.unet, self.condition_embedding, self.classifier, self.scheduler, self.description.patch_size)
+            model = self.saliency_model()
             batch = settings.saliency.batch_images
             student = None if self.student is None else StudentMaps(self.student, stack, batch)
             logits = self.gate_logits(stack, batch, student)
+            spacing, smoothing = stack.geometry.slice_spacing_mm, settings.mask.gate_smoothing_mm
+            scores = np.stack([slice_scores(of_class, spacing, smoothing) for of_class in logits.T], axis=1)
+            decided = decide(scores, settings.mask, self.description.exclusive_classes)
             clock.lap("gate")
             source = map_source(model, self.pixel_decoder, student, stack, settings)
             answers = {}
             for number, name in enumerate(chosen):
                 index = self.class_names.index(name)
                 part = None if progress is None else _part_of(progress, number, len(chosen))
-                answers[name] = self._segment_class(partial(source, index), stack, logits[:, index], settings, given[name], part)
+                told = given[name]
+                positive = decided[:, index] if told is None else told
+                answers[name] = self._segment_class(partial(source, index), stack, scores[:, index], positive, settings, part)
             clock.lap("saliency")
         mask = self._merge(volume, answers)
         clock.lap("mask")
@@ -374,7 +380,14 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             return classify(every)
         maps = student or StudentMaps(self.student, stack, batch_images)
         of_maps = np.stack([map_logits(maps(index, every)) for index in range(len(self.class_names))], axis=1)
-        return joint_logits(of_maps, classify, stack.geometry.slice_spacing_mm)
+        return joint_logits(of_maps, classify, stack.geometry.slice_spacing_mm, self.description.exclusive_classes)
+
+    def saliency_model(self) -> SaliencyModel:
+        """The networks of the diffusion model, with a new counter of evaluations."""
+        description = self.description
+        return SaliencyModel(
+            self.unet, self.condition_embedding, self.classifier, self.scheduler, description.patch_size, description.exclusive_classes
+        )
 
     def _check_classes(self, class_names: Sequence[str] | None) -> list[str]:
         unknown = sorted(set(class_names or ()) - set(self.class_names))
@@ -386,14 +399,12 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         find_maps: Callable[[np.ndarray], np.ndarray],
         stack: SliceStack,
-        logits: np.ndarray,
+        scores: np.ndarray,
+        positive: np.ndarray,
         settings: SegmentationSettings,
-        given: np.ndarray | None,
         progress: Progress | None,
     ) -> _ClassAnswer:
         geometry = stack.geometry
-        scores = slice_scores(logits, geometry.slice_spacing_mm, settings.mask.gate_smoothing_mm)
-        positive = find_positive_slices(scores, settings.mask) if given is None else given
         wanted = np.flatnonzero(positive)
         maps = np.zeros((len(scores), *stack.slices.shape[2:]), dtype=np.float32)
         for start in range(0, len(wanted), SLICES_PER_CALL):

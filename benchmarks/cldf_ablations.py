@@ -77,9 +77,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS))
     options = parser.parse_args()
     pipeline = CDMPipeline.from_pretrained(MODEL)
-    model = SaliencyModel(
-        pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
-    )
+    model = pipeline.saliency_model()
     for name in options.only or VARIANTS:
         path = options.run / f"{list(VARIANTS).index(name):02d}.json"
         if not path.exists():

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from app_cdm.cldf.features import FeatureSettings, extract_features
 from app_cdm.data.volume import Volume
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
+from app_cdm.saliency.base import SaliencyInputs
 from app_cdm.saliency.combine import METHODS
 from benchmarks.speed.part import memory_mib
 
@@ -129,9 +129,7 @@ def _cost(pipeline: CDMPipeline, name: str) -> tuple[int, float]:
     if name == "student":
         neighbours = pipeline.student.config.num_neighbours
         return 0, _multiply_adds(pipeline.student, torch.zeros(1, 2 * neighbours + 1, size, size))
-    model = SaliencyModel(
-        pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
-    )
+    model = pipeline.saliency_model()
     inputs = SaliencyInputs(slices, torch.tensor([0.5]), (0,), 0)
     classified: list[int] = []
     handle = pipeline.classifier.norm_out.register_forward_hook(

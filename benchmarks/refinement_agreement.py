@@ -24,7 +24,6 @@ from app_cdm.data.dataset import load_tagged_slices
 from app_cdm.data.tags import read_tags
 from app_cdm.metrics.overlap import dice
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.saliency.base import SaliencyModel
 from app_cdm.segmentation.appearance import appearance_posterior
 from app_cdm.segmentation.refinement import follow_image, random_walk
 from app_cdm.training.run import TaggedFolder
@@ -58,9 +57,7 @@ def _agreements(dataset: Path, run: Path) -> dict[str, dict[str, float]]:
     pipeline = CDMPipeline.from_pretrained(MODEL)
     if pipeline.pixel_decoder is None or pipeline.student is None:
         raise SystemExit(f"{MODEL.name} has no decoder or no student: train the stages cldf and student")
-    model = SaliencyModel(
-        pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
-    )
+    model = pipeline.saliency_model()
     folder = TaggedFolder(dataset / "images", read_tags(dataset / "slices.csv", {"tumor": "has_lesion"}, "val"), "{image}_flair.nii.gz")
     data = load_tagged_slices(folder.paths, folder.tags, pipeline.description.preprocess)
     saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from app_cdm.calibration import DEFAULT_MODES, calibrate
+from app_cdm.calibration import DEFAULT_MODES, calibrate, slice_f1
 from app_cdm.config import PreprocessSettings, SaliencySettings, SegmentationSettings
 from app_cdm.data.slices import cut_slices
-from app_cdm.data.tags import TagTable, read_tags
+from app_cdm.data.tags import ABSENT, PRESENT, UNKNOWN, TagTable, read_tags
 from app_cdm.data.volume import read_volume
 from app_cdm.pipeline import CDMPipeline, ModelDescription
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
@@ -128,3 +128,15 @@ def test_cg_cdm_is_judged_at_the_level_chosen_for_the_published_algorithm(pipeli
 def test_mode_without_a_free_number_is_refused(pipeline: CDMPipeline, study: Study) -> None:
     with pytest.raises(ValueError, match=r"mode\(s\) \['intensity'\] have nothing to choose; those that have are \['parallel'"):
         calibrate(pipeline, *study, FAST, modes=("parallel", "intensity"))
+
+
+def test_f1_counts_empty_slices_as_a_class_where_classes_exclude_each_other() -> None:
+    states = np.array([[PRESENT, ABSENT]] * 3 + [[ABSENT, PRESENT]] + [[ABSENT, ABSENT]] * 2 + [[UNKNOWN, ABSENT]])
+    everything_first = np.tile([True, False], (7, 1))
+    # first class: 3 of 3 found, 3 wrong (the unknown slice does not count); second: none of 1; empty: none of 2
+    assert slice_f1(everything_first, states) == pytest.approx((2 * 3 / (2 * 3 + 3) + 0) / 2)
+    assert slice_f1(everything_first, states, exclusive_classes=True) == pytest.approx((2 * 3 / (2 * 3 + 3) + 0 + 0) / 3)
+    right = states == PRESENT
+    assert slice_f1(right, states, exclusive_classes=True) == 1.0
+    right[4] = True, False  # an empty slice taken for the first class
+    assert slice_f1(right, states, exclusive_classes=True) == pytest.approx((6 / 7 + 1 + 2 / 3) / 3)

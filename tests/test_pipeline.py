@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
+import dataclasses
 import json
 import pickle
 import shutil
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from app_cdm.config import MaskSettings, PreprocessSettings, SaliencyMode, SaliencySettings, SegmentationSettings, SettingsError
+from app_cdm.data.slices import cut_slices
 from app_cdm.data.volume import Volume, VolumeError
 from app_cdm.pipeline import CDMPipeline, ModelDescription, Segmentation
 from tests.tiny_networks import TINY, tiny_saliency_model
@@ -162,6 +165,27 @@ def test_class_with_the_higher_score_wins_where_both_are_found(pipeline: CDMPipe
     result = pipeline.segment(make_volume())
     winner = max(CLASSES, key=lambda name: result.class_scores[name])
     assert (result.mask[overlap] == CLASSES.index(winner) + 1).all()
+
+
+def test_of_exclusive_classes_a_slice_holds_the_likeliest_alone(pipeline: CDMPipeline) -> None:
+    volume = make_volume(shape=(18, 22, 12))
+    logits = pipeline.gate_logits(cut_slices(volume, pipeline.description.preprocess))
+    classifier = copy.deepcopy(pipeline.classifier)
+    classifier.conv_out.bias -= torch.from_numpy(np.median(logits, axis=0))  # now either class is the likeliest somewhere
+    pipeline = pipeline.with_networks(classifier=classifier)
+    exclusive = pipeline.with_networks(description=dataclasses.replace(pipeline.description, exclusive_classes=True))
+    assert exclusive.model_version != pipeline.model_version
+    opened = FAST.replace(mask=MaskSettings(gate_threshold=0.0, gate_smoothing_mm=0.0))
+    result = exclusive.segment(volume, opened)
+    scores = np.array([result.slice_scores[name] for name in CLASSES])
+    assert len(set(scores.argmax(axis=0))) == len(CLASSES)  # or nothing is shown
+    for index, name in enumerate(CLASSES):
+        assert (result.saliency[name].max(axis=(0, 1)) > 0).tolist() == (scores.argmax(axis=0) == index).tolist()
+        assert (exclusive.segment(volume, FAST, [name]).saliency[name].max(axis=(0, 1)) > 0).all()  # no gate, so it is everywhere
+        given = {name: [True] * 12}
+        assert (exclusive.segment(volume, opened, [name], given).saliency[name].max(axis=(0, 1)) > 0).all()
+    both = pipeline.segment(volume, opened)
+    assert all((both.saliency[name].max(axis=(0, 1)) > 0).all() for name in CLASSES)
 
 
 @pytest.mark.parametrize("gate", ["off", "closed"])

@@ -179,5 +179,10 @@ def _untrained(model: SaliencyModel, network: NetworkSettings) -> SaliencyModel:
     """The same architecture with random weights."""
     unet, embedding = build_unet(network), build_condition_embedding(network, model.num_classes)
     return SaliencyModel(
-        unet.eval().to(model.device), embedding.eval().to(model.device), model.classifier, model.scheduler, model.patch_size
+        unet.eval().to(model.device),
+        embedding.eval().to(model.device),
+        model.classifier,
+        model.scheduler,
+        model.patch_size,
+        model.exclusive_classes,
     )

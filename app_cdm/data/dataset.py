@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ import torch
 
 from app_cdm.config import PreprocessSettings
 from app_cdm.data.slices import cut_slices
-from app_cdm.data.tags import ABSENT, PRESENT, TagError, TagTable
+from app_cdm.data.tags import ABSENT, PRESENT, UNKNOWN, TagError, TagTable
 from app_cdm.data.volume import VolumeError, read_volume
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg")
 POSITION_BINS = 10
+MIN_BY_CHANCE = 5.0  # slices with two classes, from which on it is no accident that there is none
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,30 @@ class TaggedSlices:
     class_names: tuple[str, ...]
     bags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.long))
     spacing_mm: tuple[float, ...] = ()
+
+    @property
+    def holds_classes_together(self) -> bool:
+        """Whether a slice is tagged with two classes."""
+        return bool(((self.states == PRESENT).sum(dim=1) > 1).any())
+
+    @property
+    def has_exclusive_classes(self) -> bool:
+        """Whether the tags say that a slice holds one class at most, as benign and malignant lesions of a picture.
+
+        No slice holds two, and for each two classes so many would, if one had nothing to do with the other, that this is no accident.
+        """
+        present = (self.states == PRESENT).float()
+        by_chance = torch.outer(present.sum(dim=0), present.sum(dim=0)) / max(1, len(present))
+        pairs = ~torch.eye(len(self.class_names), dtype=torch.bool)
+        return bool(pairs.any()) and not self.holds_classes_together and bool((by_chance[pairs] >= MIN_BY_CHANCE).all())
+
+    def beside_empty_slices(self) -> TaggedSlices:
+        """The same slices, each class told apart from slices without any class alone: on those of another one it is UNKNOWN.
+
+        Where classes exclude each other, a slice of another one shows the like in its place, which says nothing of where a class is.
+        """
+        has_another = (self.states == PRESENT).any(dim=1, keepdim=True) & (self.states == ABSENT)
+        return replace(self, states=torch.where(has_another, UNKNOWN, self.states))
 
 
 def find_images(folder: Path, image_ids: Mapping[str, object] | list[str], pattern: str = "{image}{suffix}") -> dict[str, Path]:

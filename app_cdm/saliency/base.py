@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from app_cdm.config import SaliencySettings
 from app_cdm.diffusion.process import find_timestep, patchify, predict_original_sample, slice_generator, unpatchify
 from app_cdm.networks.classifier import NoiseConditionalClassifier
-from app_cdm.networks.condition import NULL_INDEX, ConditionEmbedding
+from app_cdm.networks.condition import ABSENT_INDEX, NULL_INDEX, ConditionEmbedding
 
 
 @dataclass
@@ -31,6 +31,7 @@ class SaliencyModel:
         classifier: of clean and noised slices.
         scheduler: the noise schedule of training.
         patch_size: space-to-depth factor of the U-Net.
+        exclusive_classes: whether a slice holds one class at most.
         counter: incremented by every U-Net call.
     """
 
@@ -39,6 +40,7 @@ class SaliencyModel:
     classifier: NoiseConditionalClassifier
     scheduler: DDPMScheduler
     patch_size: int
+    exclusive_classes: bool = False
     counter: EvaluationCounter = field(default_factory=EvaluationCounter)
 
     @property
@@ -74,7 +76,7 @@ class SaliencyInputs:
         slices: `(S, 1, H, W)` in [-1, 1].
         positions: `(S,)` along the slicing axis, NaN where unknown.
         slice_indices: index of each slice in its volume; seeds its noise.
-        class_index: the class in question; other classes get the null condition.
+        class_index: the class in question; for the others see `class_weights`.
     """
 
     slices: torch.Tensor
@@ -91,9 +93,14 @@ SaliencyMethod = Callable[[SaliencyModel, SaliencyInputs, SaliencySettings], tor
 
 
 def class_weights(model: SaliencyModel, inputs: SaliencyInputs, presence: float | None) -> torch.Tensor:
-    """`(S, C, 3)` condition: the class present to this degree (None: null), every other class null."""
+    """`(S, C, 3)` condition: the class present to this degree (None: null), every other class null.
+
+    Where classes exclude each other the others are absent instead. To be null would let them in again: what tells present from absent would
+    be what tells the class from the others, and not from a slice without any.
+    """
     weights = torch.zeros(len(inputs.slice_indices), model.num_classes, 3)
-    weights[:, :, NULL_INDEX] = 1.0
+    others_absent = model.exclusive_classes and presence is not None
+    weights[:, :, ABSENT_INDEX if others_absent else NULL_INDEX] = 1.0
     if presence is not None:
         weights[:, inputs.class_index] = torch.tensor([1.0 - presence, presence, 0.0])
     return weights

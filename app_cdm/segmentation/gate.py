@@ -42,19 +42,26 @@ def map_logits(maps: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(special.logit(top.astype(np.float64)), -MAX_LOGIT, MAX_LOGIT).mean(axis=1))
 
 
-def joint_logits(of_maps: np.ndarray, classify: Callable[[np.ndarray], np.ndarray], slice_spacing_mm: float) -> np.ndarray:
+def joint_logits(
+    of_maps: np.ndarray, classify: Callable[[np.ndarray], np.ndarray], slice_spacing_mm: float, exclusive_classes: bool = False
+) -> np.ndarray:
     """`(S, C)` log-odds of two networks that err differently: the mean of a map's and the classifier's.
 
-    Where the maps are sure of every class, and of the same within reach, the classifier is not asked, and their log-odds stand alone.
+    Where the maps are sure of every class, and of the same within reach, the classifier is not asked, and their log-odds stand alone. Maps
+    of classes that exclude each other tell where one of them is, not which: of these they can only be sure that there is none.
 
     Args:
         of_maps: `(S, C)` of `map_logits`.
         classify: `(n,)` indices of slices to their `(n, C)` log-odds.
         slice_spacing_mm: distance between slices.
+        exclusive_classes: whether a slice holds one class at most.
     """
     size = 2 * math.ceil(REACH_MM / slice_spacing_mm) + 1
     highest, lowest = (find(of_maps, size, axis=0, mode="nearest") for find in (ndimage.maximum_filter1d, ndimage.minimum_filter1d))
-    asked = np.flatnonzero(~((highest < -SURE_LOGIT) | (lowest > SURE_LOGIT)).all(axis=1))
+    is_sure = highest < -SURE_LOGIT
+    if not exclusive_classes:
+        is_sure |= lowest > SURE_LOGIT
+    asked = np.flatnonzero(~is_sure.all(axis=1))
     joint = of_maps.copy()
     if len(asked):
         joint[asked] = (joint[asked] + np.clip(classify(asked), -MAX_LOGIT, MAX_LOGIT)) / 2
@@ -78,6 +85,19 @@ def slice_scores(logits: np.ndarray, slice_spacing_mm: float, smoothing_mm: floa
     return np.asarray(1.0 / (1.0 + np.exp(-clipped)))
 
 
+def is_likeliest(scores: np.ndarray, exclusive_classes: bool) -> np.ndarray:
+    """`(S, C)` bool: where a class may be decided for. Of classes that exclude each other only the one with the highest score of a slice.
+
+    Args:
+        scores: `(S, C)`.
+        exclusive_classes: whether a slice holds one class at most; otherwise every class may be decided for.
+    """
+    allowed = np.ones(scores.shape, dtype=bool)
+    if exclusive_classes:
+        allowed[:] = np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
+    return allowed
+
+
 def positive_slices(scores: np.ndarray, settings: MaskSettings) -> np.ndarray:
     """`(S,)` bool: slices at or above the gate's threshold, without runs shorter than `slice_consistency`.
 
@@ -91,3 +111,17 @@ def positive_slices(scores: np.ndarray, settings: MaskSettings) -> np.ndarray:
     long_enough = lengths >= settings.slice_consistency
     long_enough[0] = False
     return np.asarray(long_enough[runs] if long_enough.any() else chosen)
+
+
+def decide(scores: np.ndarray, settings: MaskSettings, exclusive_classes: bool) -> np.ndarray:
+    """`(S, C)` bool: `positive_slices` of every class, and of classes that exclude each other the likeliest alone.
+
+    With the gate off every slice counts for every class that is asked for.
+
+    Args:
+        scores: `(S, C)`.
+        settings: the gate.
+        exclusive_classes: whether a slice holds one class at most.
+    """
+    positive = np.stack([positive_slices(of_class, settings) for of_class in scores.T], axis=1)
+    return positive if settings.gate == "off" else positive & is_likeliest(scores, exclusive_classes)

@@ -23,6 +23,7 @@ from app_cdm.training.teacher import student_probabilities
 
 MIN_PATIENTS = 4
 MIN_HELD_OUT_PATIENTS = 2
+NUM_STATES = 2  # present and absent, which a class needs both of to be scored
 
 
 class TooFewTagsError(ValueError):
@@ -115,7 +116,7 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
     """How well a model tells held-out slices apart, class by class and as a mean.
 
     `gate/<class>` is that of the gate as it works: of classifier and student together, smoothed along the volume in millimetres. With a
-    student, `map/<class>` is that of its map alone, see `map_logits`.
+    student, `map/<class>` is that of its map alone, see `map_logits`; of classes that exclude each other on slices with this one or none.
 
     Args:
         pipeline: the model.
@@ -130,15 +131,18 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
         maps = [student_probabilities(pipeline.student, data, every, index).numpy() for index in range(len(data.class_names))]
         of_maps = np.stack([map_logits(one) for one in maps], axis=1)
     scores: dict[str, float] = {}
+    of_map_states = (data.beside_empty_slices() if pipeline.description.exclusive_classes else data).states
     gate = _gate_scores(pipeline, data, of_classifier, of_maps)
     for class_index, name in enumerate(data.class_names):
         states = data.states[:, class_index].numpy()
         known = states != UNKNOWN
-        if len(set(states[known].tolist())) < 2:
+        if len(set(states[known].tolist())) < NUM_STATES:
             continue
         scores[f"gate/{name}"] = tag_auc(gate[known, class_index].tolist(), (states[known] == PRESENT).tolist())
-        if of_maps is not None:
-            scores[f"map/{name}"] = tag_auc(of_maps[known, class_index].tolist(), (states[known] == PRESENT).tolist())
+        told_by_maps = of_map_states[:, class_index].numpy()
+        known = told_by_maps != UNKNOWN
+        if of_maps is not None and len(set(told_by_maps[known].tolist())) == NUM_STATES:
+            scores[f"map/{name}"] = tag_auc(of_maps[known, class_index].tolist(), (told_by_maps[known] == PRESENT).tolist())
     scores["mean"] = float(np.mean(list(scores.values()))) if scores else float("nan")
     return scores
 
@@ -152,6 +156,6 @@ def _gate_scores(pipeline: CDMPipeline, data: TaggedSlices, of_classifier: np.nd
         gap = data.spacing_mm[volume] if data.spacing_mm else 1.0
         logits = of_classifier[rows]
         if of_maps is not None:
-            logits = joint_logits(of_maps[rows], partial(np.take, logits, axis=0), gap)
+            logits = joint_logits(of_maps[rows], partial(np.take, logits, axis=0), gap, pipeline.description.exclusive_classes)
         parts.append(np.stack([slice_scores(column, gap, smoothing) for column in logits.T], axis=1))
     return np.concatenate(parts)

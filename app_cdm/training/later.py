@@ -6,7 +6,6 @@ from app_cdm.cldf.train import DecoderTraining, find_votes
 from app_cdm.cldf.votes import thorough
 from app_cdm.data.dataset import TaggedSlices
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.saliency.base import SaliencyModel
 from app_cdm.student.train import StudentTraining
 from app_cdm.training.loop import Watch
 from app_cdm.training.record import stage_id
@@ -23,6 +22,8 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
     The maps are made by all processes of the team. Decoder and student are trained by the main one: they take little of the time, and need
     their whole batch (pairs of pixels, Dice over it), so their result is that of one process.
 
+    Classes that exclude each other are each told apart from slices without any class, see `TaggedSlices.beside_empty_slices`.
+
     Each stage keeps its files in a folder named after all that it depends on, so other weights, tags or settings never meet them.
 
     Args:
@@ -37,9 +38,9 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
         ValueError: a student is asked for, and there is no pixel decoder.
     """
     settings = plan.settings
-    model = SaliencyModel(
-        pipeline.unet, pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
-    )
+    model = pipeline.saliency_model()
+    if model.exclusive_classes:
+        data = data.beside_empty_slices()
     saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)
     base = pipeline.with_networks(pixel_decoder=None, student=None)
     tag_states = stage_id(data.image_ids, data.states.tolist())

@@ -16,7 +16,6 @@ from app_cdm.data.tags import TagTable
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet
 from app_cdm.pipeline import CDMPipeline, ModelDescription
-from app_cdm.saliency.base import SaliencyModel
 from app_cdm.training.bags import settle_bags
 from app_cdm.training.checkpoint import CHECKPOINT_SUFFIX, check_run
 from app_cdm.training.later import train_later_stages
@@ -156,6 +155,9 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
     description = ModelDescription(data.class_names, settings.network.patch_size, settings.preprocess)
     if initial is not None:  # calibrated settings stay until they are chosen anew
         description = replace(initial.description, preprocess=settings.preprocess)
+    # What many tags have said stays true until a slice is tagged with two classes.
+    is_exclusive = data.has_exclusive_classes or (description.exclusive_classes and not data.holds_classes_together)
+    description = replace(description, exclusive_classes=is_exclusive)
     pipeline = CDMPipeline(denoiser.unet, denoiser.condition_embedding, classifier, scheduler, description.to_dict(), record)
     return pipeline if initial is not None else _with_sign(pipeline, data, plan)
 
@@ -163,9 +165,7 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
 def _with_sign(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan) -> CDMPipeline:
     """The model with the sign of its saliency chosen, which the stages after it build on; the main process decides for all."""
     chosen = pipeline.settings_for("cdm_saliency")
-    model = SaliencyModel(
-        pipeline.unet.eval(), pipeline.condition_embedding, pipeline.classifier, pipeline.scheduler, pipeline.description.patch_size
-    )
+    model = pipeline.saliency_model()
     sign, found = plan.team.from_main(lambda: choose_sign(model, data, chosen.saliency))
     return pipeline.with_settings(chosen.replace(saliency=chosen.saliency.replace(sign=sign)), {"sign": found})
 

@@ -140,3 +140,25 @@ def test_state_of_the_generator_is_all_that_resuming_needs() -> None:
 def test_class_without_present_or_absent_slices_is_refused(state: int, lacking: str) -> None:
     with pytest.raises(TagError, match=f"class 'a': no slice is tagged {lacking}"):
         BalancedSampler(tagged([[state]] * 4), torch.Generator())
+
+
+def test_classes_that_never_meet_exclude_each_other_unless_it_may_be_an_accident() -> None:
+    benign, malignant, normal = [PRESENT, ABSENT], [ABSENT, PRESENT], [ABSENT, ABSENT]
+    many = tagged([benign] * 20 + [malignant] * 10 + [normal] * 5)
+    assert many.has_exclusive_classes
+    assert not tagged([benign] * 4 + [malignant] * 2 + [normal] * 2).has_exclusive_classes  # one slice of both, by chance
+    together = tagged([benign] * 20 + [malignant] * 10 + [normal] * 5 + [[PRESENT, PRESENT]])
+    assert together.holds_classes_together
+    assert not together.has_exclusive_classes
+    assert not tagged([[PRESENT]] * 20 + [[ABSENT]] * 20).has_exclusive_classes
+    rare = [[*state, ABSENT] for state in [benign] * 20 + [malignant] * 10 + [normal] * 5] + [[ABSENT, ABSENT, PRESENT]]
+    assert not tagged(rare).has_exclusive_classes  # of the third class nobody can tell
+
+
+def test_beside_empty_slices_a_class_is_unknown_where_another_is() -> None:
+    states = [[PRESENT, ABSENT], [ABSENT, PRESENT], [ABSENT, ABSENT], [UNKNOWN, PRESENT], [UNKNOWN, ABSENT], [PRESENT, PRESENT]]
+    data = tagged(states)
+    expected = [[PRESENT, UNKNOWN], [UNKNOWN, PRESENT], [ABSENT, ABSENT], [UNKNOWN, PRESENT], [UNKNOWN, ABSENT], [PRESENT, PRESENT]]
+    assert data.beside_empty_slices().states.tolist() == expected
+    assert data.beside_empty_slices().states.dtype == torch.int8
+    assert data.states.tolist() == states

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from app_cdm.config import MaskSettings
-from app_cdm.segmentation.gate import joint_logits, map_logits, positive_slices, slice_logits, slice_scores
+from app_cdm.segmentation.gate import decide, is_likeliest, joint_logits, map_logits, positive_slices, slice_logits, slice_scores
 from tests.saliency.counting import batch_sizes
 from tests.tiny_networks import tiny_inputs, tiny_saliency_model
 
@@ -60,6 +60,22 @@ def test_classifier_is_not_asked_where_no_map_sees_anything() -> None:
 
     of_maps = np.full((4, 1), -5.0)
     assert np.array_equal(joint_logits(of_maps, classify, 5.0), of_maps)
+
+
+def test_maps_of_exclusive_classes_can_only_be_sure_that_there_is_none() -> None:
+    of_maps = np.array([[9.0, 8.0], [9.0, 8.0], [-9.0, -9.0], [-9.0, -9.0]])
+    asked: list[int] = []
+
+    def classify(indices: np.ndarray) -> np.ndarray:
+        asked.extend(indices.tolist())
+        return np.tile([-3.0, 4.0], (len(indices), 1))
+
+    assert joint_logits(of_maps, classify, 100.0)[[0, 3]].tolist() == of_maps[[0, 3]].tolist()
+    assert asked == [1, 2]  # the change
+    asked.clear()
+    joint = joint_logits(of_maps, classify, 100.0, exclusive_classes=True)
+    assert asked == [0, 1, 2]
+    assert joint[[0, 3]].tolist() == [[3.0, 6.0], [-9.0, -9.0]]
 
 
 def test_scores_without_smoothing_are_probabilities() -> None:
@@ -120,3 +136,15 @@ def test_gate_only_removes_and_never_everything(scores: list[float], consistency
     assert kept.dtype == bool
     assert not (kept & ~above).any()
     assert kept.any() == above.any()
+
+
+def test_of_exclusive_classes_the_likeliest_is_decided_for() -> None:
+    scores = np.array([[0.9, 0.8, 0.1], [0.6, 0.7, 0.1], [0.2, 0.1, 0.3]])
+    assert is_likeliest(scores, False).all()
+    assert is_likeliest(scores, True).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
+    settings = MaskSettings(gate_threshold=0.5, slice_consistency=1)
+    assert decide(scores, settings, False).tolist() == [[True, True, False], [True, True, False], [False, False, False]]
+    assert decide(scores, settings, True).tolist() == [[True, False, False], [False, True, False], [False, False, False]]
+    assert decide(scores, MaskSettings(gate="off"), True).all()
+    by_class = [positive_slices(of_class, settings).tolist() for of_class in scores.T]
+    assert decide(scores, settings, False).T.tolist() == by_class

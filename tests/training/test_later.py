@@ -11,13 +11,18 @@ import torch
 
 from app_cdm.cldf.features import FeatureSettings
 from app_cdm.cldf.settings import CLDFSettings
-from app_cdm.data.tags import read_tags
+from app_cdm.data.dataset import load_tagged_slices
+from app_cdm.data.tags import TagTable, read_tags
 from app_cdm.data.volume import read_volume
+from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
+from app_cdm.segmentation.gate import map_logits
 from app_cdm.student.settings import StudentSettings
+from app_cdm.training.held_out import held_out_scores
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.run import TaggedFolder, train
 from app_cdm.training.settings import TrainSettings
+from app_cdm.training.teacher import student_probabilities
 from tests.training.synthetic import tiny_settings, write_blob_study
 
 SHORT = OptimizerSettings(num_steps=30, batch_size=8, num_warmup_steps=2, learning_rate=3e-3, ema_decay=0.9, mixed_precision=False)
@@ -105,3 +110,42 @@ def test_student_without_a_decoder_and_stages_without_a_model_are_refused(run_fo
 def test_new_diffusion_weights_drop_what_was_made_for_the_old(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
     model = train([folder], settings(), tmp_path, progress=False, initial_model=run_folder / "model", stages=("classifier", "diffusion"))
     assert CDMPipeline.from_pretrained(model).methods == ("cdm_saliency",)
+
+
+def test_exclusive_classes_are_found_in_the_tags_and_told_apart_from_empty_slices(tmp_path: Path) -> None:
+    """Of every other case the blob is called large, of the rest small; nothing else tells the two apart."""
+    table = read_tags(write_blob_study(tmp_path, count=14), {"tumor": "has_blob"})
+    folder = TaggedFolder(tmp_path / "images", table, "{image}.nii.gz")
+    by_image = {image: tags["tumor"] for image, tags in folder.tags.tags.items()}
+    names = {image: ("large", "small")[number % 2] for number, image in enumerate(by_image)}
+    tags = {image: {name: found if name == names[image] else False for name in ("large", "small")} for image, found in by_image.items()}
+    short = settings().replace(classifier=SHORT, diffusion=SHORT)
+    kinds = TaggedFolder.of_files(folder.paths, TagTable(("large", "small"), tags, folder.tags.patients))
+    pipeline = CDMPipeline.from_pretrained(train([kinds], short, tmp_path / "kinds", progress=False, stages=ALL))
+    assert pipeline.description.exclusive_classes
+    assert pipeline.saliency_model().exclusive_classes
+    volume = read_volume(next(iter(folder.paths.values())))
+    result = pipeline.segment(volume)
+    shown = np.array([result.saliency[name].max(axis=(0, 1)) > 0 for name in ("large", "small")])
+    assert (shown.sum(axis=0) <= 1).all()
+
+    data = load_tagged_slices(kinds.paths, kinds.tags, short.preprocess)
+    student = pipeline.student
+    assert student is not None
+    scores = held_out_scores(pipeline, data)
+    for index, name in enumerate(data.class_names):
+        beside = (data.states[:, index] == 1) | (data.states == 0).all(dim=1)
+        maps = student_probabilities(student, data, torch.nonzero(beside)[:, 0], index).numpy()
+        expected = tag_auc(map_logits(maps).tolist(), (data.states[beside, index] == 1).tolist())
+        assert scores[f"map/{name}"] == pytest.approx(expected)
+
+    few = dict(list(tags.items())[:3])
+    further = TaggedFolder.of_files({image: folder.paths[image] for image in few}, TagTable(("large", "small"), few, folder.tags.patients))
+    assert not load_tagged_slices(further.paths, further.tags, short.preprocess).has_exclusive_classes  # too few to tell
+    tuned = train([further], short, tmp_path / "tuned", progress=False, initial_model=tmp_path / "kinds" / "model", stages=("classifier",))
+    assert CDMPipeline.from_pretrained(tuned).description.exclusive_classes
+    image = next(iter(few))
+    few[image] = dict.fromkeys(("large", "small"), by_image[image])
+    met = TaggedFolder.of_files(further.paths, TagTable(("large", "small"), few, folder.tags.patients))
+    tuned = train([met], short, tmp_path / "met", progress=False, initial_model=tmp_path / "kinds" / "model", stages=("classifier",))
+    assert not CDMPipeline.from_pretrained(tuned).description.exclusive_classes
