@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -16,7 +15,8 @@ from types import TracebackType
 
 import requests
 
-from demo.server import PR_SET_PDEATHSIG, find_free_port, is_port_free
+from demo.parent import die_with_parent
+from demo.server import find_free_port, is_port_free
 
 INSTALL = "sudo apt-get install orthanc orthanc-dicomweb"
 PROGRAMS = ("/usr/sbin/Orthanc", "/usr/bin/Orthanc", "/usr/local/sbin/Orthanc")
@@ -80,7 +80,7 @@ class Orthanc:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [self._program, str(configuration)], cwd=self._folder, env=environment, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent,
+                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         try:
             self._wait_until_ready()
@@ -183,9 +183,3 @@ def listening() -> set[tuple[str, int]]:
                 names = {"0100007F": "127.0.0.1", "0" * 24 + "01000000": "::1", "0" * len(address): wildcard}
                 found.add((names.get(address, address), int(port, 16)))
     return found
-
-
-def _die_with_parent() -> None:
-    """On Linux the kernel ends Orthanc even if its owner is killed outright."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

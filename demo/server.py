@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -14,10 +13,11 @@ from types import TracebackType
 
 import requests
 
+from demo.parent import die_with_parent
+
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 10.0
-PR_SET_PDEATHSIG = 1
 
 
 class ServerError(RuntimeError):
@@ -71,7 +71,7 @@ class LabelServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         try:
             self._wait_until_ready()
@@ -125,9 +125,3 @@ class LabelServer:
             except subprocess.TimeoutExpired:
                 continue
         process.wait()
-
-
-def _die_with_parent() -> None:
-    """On Linux the kernel ends the server even if the demo is killed outright."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

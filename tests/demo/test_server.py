@@ -38,9 +38,9 @@ def test_server_ends_even_when_the_demo_is_killed(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("parent-death signal is Linux's")
     code = (
-        "import subprocess, sys, time; from demo.server import _die_with_parent;"
+        "import subprocess, sys, time; from demo.parent import die_with_parent;"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
-        " start_new_session=True, preexec_fn=_die_with_parent);"
+        " start_new_session=True, preexec_fn=die_with_parent);"
         "print(child.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=server.ROOT, text=True) as parent:
