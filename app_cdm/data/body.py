@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 DARKEST = -0.95  # of slices in [-1, 1]; what is not brighter may be air
-IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
-IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
 
 def find_body(slices: np.ndarray) -> np.ndarray:
-    """What is brighter than air, and every dark place that it encloses: a cyst and a ventricle are of the body.
+    """What is brighter than air, and what lies between two such pixels of its row or of its column.
+
+    A ventricle and a cyst are dark and of the body, and so is a lesion of the breast whose acoustic shadow reaches the lower edge.
 
     Args:
         slices: `(S, H, W)` in [-1, 1].
 
     Returns:
-        `(S, H, W)` bool; False where the slice is dark from its edge on.
+        `(S, H, W)` bool.
     """
-    regions, count = ndimage.label(slices <= DARKEST, structure=IN_PLANE)
-    is_outside = np.zeros(count + 1, dtype=bool)
-    for edge in (regions[:, 0], regions[:, -1], regions[:, :, 0], regions[:, :, -1]):
-        is_outside[edge] = True
-    is_outside[0] = False  # not dark
-    return np.asarray(~is_outside[regions])
+    bright = slices > DARKEST
+    return np.asarray(_between(bright, 1) | _between(bright, 2))
+
+
+def _between(bright: np.ndarray, axis: int) -> np.ndarray:
+    """From the first to the last bright pixel along an axis."""
+    after_first, before_last = np.maximum.accumulate(bright, axis), np.flip(np.maximum.accumulate(np.flip(bright, axis), axis), axis)
+    return np.asarray(after_first & before_last)

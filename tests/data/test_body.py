@@ -1,4 +1,4 @@
-"""The body: what is bright, with the dark places that it encloses; air and frame are what is dark from the edge on."""
+"""The body: what is bright, and the dark places within it, be they closed or open to one side; air and frame are not."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ def slices_of(*pictures: list[str]) -> np.ndarray:
     return np.array([[[0.2 if letter == "#" else -1.0 for letter in row] for row in picture] for picture in pictures])
 
 
-def test_a_dark_place_inside_is_of_the_body_and_air_is_not() -> None:
-    cyst = ["......", ".####.", ".#..#.", ".#..#.", ".####.", "......"]
-    open_to_the_edge = ["######", "#....#", "#.##.#", "#.##.#", "#.##.#", "##.###"]
-    found = find_body(slices_of(cyst, open_to_the_edge))
-    assert found[0].tolist() == np.pad(np.ones((4, 4), dtype=bool), 1).tolist()
-    outside = ~found[1]
-    assert outside.sum() == 1  # the dark pixel at the lower edge, which touches the place above it at a corner alone
-    assert outside[5, 2]
-    open_to_the_edge[5] = "#.####"
-    assert (~find_body(slices_of(open_to_the_edge))[0]).sum() == 4 + 2 * 3 + 1
+def body_of(*picture: str) -> list[str]:
+    return ["".join("#" if inside else "." for inside in row) for row in find_body(slices_of(list(picture)))[0]]
 
 
-def test_neighbouring_slices_do_not_open_a_dark_place() -> None:
-    closed = ["###", "#.#", "###"]
-    opened = ["#.#", "#.#", "###"]
-    found = find_body(slices_of(closed, opened, closed))
-    assert found[0].all()
-    assert found[2].all()
-    assert found[1].tolist() == [[True, False, True], [True, False, True], [True, True, True]]
+def test_a_cyst_is_of_the_body_and_air_is_not() -> None:
+    assert body_of("......", ".####.", ".#..#.", ".#..#.", ".####.", "......") == ["......", *[".####."] * 4, "......"]
 
 
-def test_is_filling_the_holes_of_every_slice() -> None:
+def test_a_shadow_that_reaches_the_edge_is_of_the_body() -> None:
+    assert body_of("######", "##..##", "#...##", "#...##") == ["######"] * 4
+    assert body_of("......", "######", "##..##", "......") == ["......", "######", "######", "......"]  # a frame below
+
+
+def test_air_beside_a_round_body_is_not_of_it() -> None:
+    rows, columns = np.mgrid[0:40, 0:40]
+    disc = np.hypot(rows - 20, columns - 17) < 14
+    slices = np.where(disc & (np.hypot(rows - 22, columns - 15) > 4), 0.1, -1.0)[None]
+    assert np.array_equal(find_body(slices)[0], disc)
+
+
+def test_slices_do_not_see_each_other_and_hold_what_filling_their_holes_gives() -> None:
     slices = np.random.default_rng(0).uniform(-1.05, -0.85, (6, 24, 20)).clip(-1, 1)
-    expected = np.stack([ndimage.binary_fill_holes(one > -0.95) for one in slices])
-    assert np.array_equal(find_body(slices), expected)
-    assert not np.array_equal(expected, slices > -0.95)
+    found = find_body(slices)
+    for one, body in zip(slices, found, strict=True):
+        assert np.array_equal(find_body(one[None])[0], body)
+        assert not (ndimage.binary_fill_holes(one > -0.95) & ~body).any()
 
 
 def test_empty_and_black_slices_have_no_body() -> None:

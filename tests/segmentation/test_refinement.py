@@ -154,27 +154,32 @@ def test_sure_pixels_stay_and_nothing_leaves_the_body(seed: int, width: float, r
         assert (found[head() & (probabilities <= 0.25) & (found > 0)] <= 0.25).all()
 
 
+ISLANDS = ((1, 6, 4), (1, 14, 12))  # within the box of the disc, outside the disc, in no row or column of each other
+
+
 def with_islands(*values: float) -> tuple[np.ndarray, np.ndarray]:
-    """A cone and a disc, and before them in the box lone pixels of the body in air from the edge on, with these probabilities."""
-    probabilities, slices = cone((10, 8), 6.0), disc(4.0, centre=(10, 8))
-    slices[:, 4:7, : 2 + 2 * len(values) + 1] = -1.0
-    for number, value in enumerate(values):
-        slices[1, 5, 3 + 2 * number], probabilities[1, 5, 3 + 2 * number] = 0.0, value
+    """A cone on a disc in air, but for one slice that holds nothing but lone pixels of the body with these probabilities."""
+    probabilities, slices = cone((10, 8), 5.0), disc(4.0, centre=(10, 8))
+    rows, columns = np.mgrid[0 : SHAPE[1], 0 : SHAPE[2]]
+    slices[:, np.hypot(rows - 10, columns - 8) > 5.2] = -1.0
+    slices[1] = -1.0
+    for place, value in zip(ISLANDS, values, strict=False):
+        slices[place], probabilities[place] = 0.0, value
     return probabilities, slices
 
 
 def without_islands(probabilities: np.ndarray, slices: np.ndarray, count: int) -> np.ndarray:
     alone = slices.copy()
-    for number in range(count):
-        alone[1, 5, 3 + 2 * number] = -1.0
+    for place in ISLANDS[:count]:
+        alone[place] = -1.0
     return random_walk(probabilities, alone)
 
 
 def test_undecided_pixel_that_no_walk_leaves_stays_as_it_is() -> None:
     probabilities, slices = with_islands(0.4)
     found = random_walk(probabilities, slices)
-    assert found[1, 5, 3] == pytest.approx(0.4, abs=1e-6)
-    found[1, 5, 3] = 0
+    assert found[ISLANDS[0]] == pytest.approx(0.4, abs=1e-6)
+    found[ISLANDS[0]] = 0
     np.testing.assert_allclose(found, without_islands(probabilities, slices, 1), atol=1e-6)
 
 
@@ -183,15 +188,15 @@ def test_lone_sure_pixel_changes_nothing_elsewhere(value: float) -> None:
     """scikit-image's walker shifts every later pixel here."""
     probabilities, slices = with_islands(value)
     found, expected = random_walk(probabilities, slices), without_islands(probabilities, slices, 1)
-    assert found[1, 5, 3] == float(value > 0.5)
-    found[1, 5, 3] = expected[1, 5, 3] = 0
+    assert found[ISLANDS[0]] == float(value > 0.5)
+    found[ISLANDS[0]] = expected[ISLANDS[0]] = 0
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_lone_pixels_that_are_all_that_is_undecided() -> None:
     probabilities, slices = with_islands(0.4, 0.6)
     mask = (probabilities > 0.5).astype(np.float32)
-    mask[1, 5, [3, 5]] = 0.4, 0.6
+    mask[ISLANDS[0]], mask[ISLANDS[1]] = 0.4, 0.6
     np.testing.assert_allclose(random_walk(mask, slices), mask * (slices > -0.95), atol=1e-6)
 
 
