@@ -51,15 +51,23 @@ class TaggedSlices:
         return bool(((self.states == PRESENT).sum(dim=1) > 1).any())
 
     @property
+    def has_empty_slices(self) -> bool:
+        """Whether there is a slice that is known to hold no class."""
+        return bool((self.states == ABSENT).all(dim=1).any())
+
+    @property
     def has_exclusive_classes(self) -> bool:
         """Whether the tags say that a slice holds one class at most, as benign and malignant lesions of a picture.
 
         No slice holds two, and for each two classes so many would, if one had nothing to do with the other, that this is no accident.
+        Nor is every slice one of a class: then nothing but the other classes would show what a class is.
         """
+        if self.holds_classes_together or not self.has_empty_slices:
+            return False
         present = (self.states == PRESENT).float()
         by_chance = torch.outer(present.sum(dim=0), present.sum(dim=0)) / max(1, len(present))
         pairs = ~torch.eye(len(self.class_names), dtype=torch.bool)
-        return bool(pairs.any()) and not self.holds_classes_together and bool((by_chance[pairs] >= MIN_BY_CHANCE).all())
+        return bool(pairs.any()) and bool((by_chance[pairs] >= MIN_BY_CHANCE).all())
 
     def beside_empty_slices(self) -> TaggedSlices:
         """The same slices, each class told apart from slices without any class alone: on those of another one it is UNKNOWN.

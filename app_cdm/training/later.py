@@ -39,7 +39,7 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
     """
     settings = plan.settings
     model = pipeline.saliency_model()
-    if model.exclusive_classes:
+    if model.exclusive_classes and data.has_empty_slices:
         data = data.beside_empty_slices()
     saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)
     base = pipeline.with_networks(pixel_decoder=None, student=None)

@@ -151,6 +151,9 @@ def test_classes_that_never_meet_exclude_each_other_unless_it_may_be_an_accident
     assert together.holds_classes_together
     assert not together.has_exclusive_classes
     assert not tagged([[PRESENT]] * 20 + [[ABSENT]] * 20).has_exclusive_classes
+    no_empty = tagged([benign] * 20 + [malignant] * 15)  # benign is all that malignant can be told apart from
+    assert not no_empty.has_empty_slices
+    assert not no_empty.has_exclusive_classes
     rare = [[*state, ABSENT] for state in [benign] * 20 + [malignant] * 10 + [normal] * 5] + [[ABSENT, ABSENT, PRESENT]]
     assert not tagged(rare).has_exclusive_classes  # of the third class nobody can tell
 
