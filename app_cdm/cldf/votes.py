@@ -49,7 +49,7 @@ def collect_votes(
         inputs: S slices and the class.
         settings: noise levels, draws, seed and batch size.
     """
-    body = torch.from_numpy(find_body(inputs.slices[:, 0].numpy()))
+    body = inputs.body
     with torch.no_grad():
         levels = level_differences(model, inputs, settings).transpose(0, 1)
     cam = unit_peak(layer_cam(model, inputs, settings.batch_images) * body)

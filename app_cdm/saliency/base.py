@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from app_cdm.config import SaliencySettings
+from app_cdm.data.body import find_body
 from app_cdm.diffusion.process import find_timestep, patchify, predict_original_sample, slice_generator, unpatchify
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.networks.condition import ABSENT_INDEX, NULL_INDEX, ConditionEmbedding
@@ -83,6 +84,11 @@ class SaliencyInputs:
     positions: torch.Tensor
     slice_indices: tuple[int, ...]
     class_index: int
+
+    @property
+    def body(self) -> torch.Tensor:
+        """`(S, H, W)` bool on the CPU, as the maps are; see `find_body`."""
+        return torch.from_numpy(find_body(self.slices[:, 0].cpu().numpy()))
 
     def select(self, start: int, stop: int) -> SaliencyInputs:
         """A consecutive part."""

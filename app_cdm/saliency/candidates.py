@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 from app_cdm.config import SaliencyMode, SaliencySettings
-from app_cdm.data.body import find_body
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from app_cdm.saliency.combine import METHODS, smooth
 from app_cdm.saliency.parallel import parallel_saliency
@@ -63,7 +62,7 @@ def candidate_peaks(model: SaliencyModel, inputs: SaliencyInputs, mode: Saliency
     """
     with torch.no_grad():
         maps = _parallel_maps(model, inputs, settings) if mode == "parallel" else _mode_maps(model, inputs, mode, settings)
-    body = torch.from_numpy(find_body(inputs.slices[:, 0].cpu().numpy()))
+    body = inputs.body
     return torch.stack([(smooth(found, settings.smoothing_px) * body).flatten(1).amax(dim=1) for found in maps])
 
 

@@ -6,7 +6,6 @@ import torch
 from scipy import ndimage
 
 from app_cdm.config import SaliencyMode, SaliencySettings
-from app_cdm.data.body import find_body
 from app_cdm.saliency.base import SaliencyInputs, SaliencyMethod, SaliencyModel
 from app_cdm.saliency.cam import layer_cam, layer_cam_saliency
 from app_cdm.saliency.cg_cdm import cg_cdm_saliency
@@ -52,7 +51,7 @@ def saliency_maps(model: SaliencyModel, inputs: SaliencyInputs, settings: Salien
     with torch.no_grad():
         maps = METHODS[settings.mode](model, inputs, settings)
     maps = smooth(maps, settings.smoothing_px)
-    body = torch.from_numpy(find_body(inputs.slices[:, 0].numpy()))
+    body = inputs.body
     maps = unit_peak(maps.clamp_min(0) * body)
     if settings.cam_weight > 0:
         maps = maps + settings.cam_weight * unit_peak(layer_cam(model, inputs, settings.batch_images) * body)

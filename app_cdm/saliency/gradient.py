@@ -7,7 +7,6 @@ import torch
 from scipy import ndimage
 
 from app_cdm.config import SaliencySettings
-from app_cdm.data.body import find_body
 from app_cdm.diffusion.process import find_timestep
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel, chunks, draw_noise
 from app_cdm.saliency.guidance import logit_gradient
@@ -64,7 +63,7 @@ def gradient_map(
     if not maps:
         return torch.zeros(0, *inputs.slices.shape[2:])
     smoothed = ndimage.gaussian_filter(torch.cat(maps).numpy(), sigma=(0, SMOOTHING_PX, SMOOTHING_PX))
-    body = find_body(inputs.slices[:, 0].cpu().numpy())
+    body = inputs.body.numpy()
     scaled = [_scale_percentiles(values, inside) for values, inside in zip(smoothed, body, strict=True)]
     return torch.from_numpy(np.stack(scaled).astype(np.float32))
 

@@ -8,7 +8,6 @@ import torch
 
 from app_cdm.cldf.votes import inputs_of
 from app_cdm.config import SaliencySettings, Sign
-from app_cdm.data.body import find_body
 from app_cdm.data.dataset import TaggedSlices
 from app_cdm.data.tags import PRESENT
 from app_cdm.saliency.base import SaliencyModel
@@ -52,7 +51,7 @@ def choose_sign(model: SaliencyModel, data: TaggedSlices, settings: SaliencySett
 def _contrast(model: SaliencyModel, data: TaggedSlices, index: torch.Tensor, class_index: int, settings: SaliencySettings) -> torch.Tensor:
     """`(S,)` weighted mean of the difference where the classifier looks, less its mean over the body, in standard deviations."""
     inputs = inputs_of(data, index, class_index)
-    body = torch.from_numpy(find_body(inputs.slices[:, 0].numpy()))
+    body = inputs.body
     with torch.no_grad():
         levels = level_differences(model, inputs, settings)
     levels = levels / levels.flatten(2).std(dim=2).clamp_min(1e-12)[..., None, None]
