@@ -175,7 +175,7 @@ def test_of_exclusive_classes_a_slice_holds_the_likeliest_alone(pipeline: CDMPip
     pipeline = pipeline.with_networks(classifier=classifier)
     exclusive = pipeline.with_networks(description=dataclasses.replace(pipeline.description, exclusive_classes=True))
     assert exclusive.model_version != pipeline.model_version
-    opened = FAST.replace(mask=MaskSettings(gate_threshold=0.0, gate_smoothing_mm=0.0))
+    opened = FAST.replace(mask=MaskSettings(gate_threshold=0.0, gate_smoothing_mm=0.0, slice_consistency=1))
     result = exclusive.segment(volume, opened)
     scores = np.array([result.slice_scores[name] for name in CLASSES])
     assert len(set(scores.argmax(axis=0))) == len(CLASSES)  # or nothing is shown

@@ -114,7 +114,7 @@ def positive_slices(scores: np.ndarray, settings: MaskSettings) -> np.ndarray:
 
 
 def decide(scores: np.ndarray, settings: MaskSettings, exclusive_classes: bool) -> np.ndarray:
-    """`(S, C)` bool: `positive_slices` of every class, and of classes that exclude each other the likeliest alone.
+    """`(S, C)` bool: `positive_slices` of every class, of classes that exclude each other among the slices where it is the likeliest.
 
     With the gate off every slice counts for every class that is asked for.
 
@@ -123,5 +123,5 @@ def decide(scores: np.ndarray, settings: MaskSettings, exclusive_classes: bool) 
         settings: the gate.
         exclusive_classes: whether a slice holds one class at most.
     """
-    positive = np.stack([positive_slices(of_class, settings) for of_class in scores.T], axis=1)
-    return positive if settings.gate == "off" else positive & is_likeliest(scores, exclusive_classes)
+    contested = np.where(is_likeliest(scores, exclusive_classes), scores, -1.0)  # -1: below every threshold, so runs end there
+    return np.stack([positive_slices(of_class, settings) for of_class in contested.T], axis=1)

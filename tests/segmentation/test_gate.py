@@ -146,5 +146,7 @@ def test_of_exclusive_classes_the_likeliest_is_decided_for() -> None:
     assert decide(scores, settings, False).tolist() == [[True, True, False], [True, True, False], [False, False, False]]
     assert decide(scores, settings, True).tolist() == [[True, False, False], [False, True, False], [False, False, False]]
     assert decide(scores, MaskSettings(gate="off"), True).all()
+    lone = np.array([[0.9, 0.6], [0.6, 0.9], [0.6, 0.9], [0.9, 0.6], [0.9, 0.6], [0.6, 0.9]])
+    assert decide(lone, MaskSettings(slice_consistency=2), True).T.astype(int).tolist() == [[0, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0]]
     by_class = [positive_slices(of_class, settings).tolist() for of_class in scores.T]
     assert decide(scores, settings, False).T.tolist() == by_class
