@@ -56,18 +56,20 @@ class TaggedSlices:
         return bool((self.states == ABSENT).all(dim=1).any())
 
     @property
+    def allows_exclusive_classes(self) -> bool:
+        """Whether no slice is tagged with two classes, and some hold none: without them nothing but the others would show what a class is."""
+        return self.has_empty_slices and not self.holds_classes_together
+
+    @property
     def has_exclusive_classes(self) -> bool:
         """Whether the tags say that a slice holds one class at most, as benign and malignant lesions of a picture.
 
-        No slice holds two, and for each two classes so many would, if one had nothing to do with the other, that this is no accident.
-        Nor is every slice one of a class: then nothing but the other classes would show what a class is.
+        They allow it, and for each two classes so many slices would hold both, if one had nothing to do with the other, that this is no accident.
         """
-        if self.holds_classes_together or not self.has_empty_slices:
-            return False
         present = (self.states == PRESENT).float()
         by_chance = torch.outer(present.sum(dim=0), present.sum(dim=0)) / max(1, len(present))
         pairs = ~torch.eye(len(self.class_names), dtype=torch.bool)
-        return bool(pairs.any()) and bool((by_chance[pairs] >= MIN_BY_CHANCE).all())
+        return self.allows_exclusive_classes and bool(pairs.any()) and bool((by_chance[pairs] >= MIN_BY_CHANCE).all())
 
     def beside_empty_slices(self) -> TaggedSlices:
         """The same slices, each class told apart from slices without any class alone: on those of another one it is UNKNOWN.

@@ -23,7 +23,6 @@ from app_cdm.training.teacher import student_probabilities
 
 MIN_PATIENTS = 4
 MIN_HELD_OUT_PATIENTS = 2
-NUM_STATES = 2  # present and absent, which a class needs both of to be scored
 
 
 class TooFewTagsError(ValueError):
@@ -112,7 +111,7 @@ def _auc_or_loss(logits: torch.Tensor, states: torch.Tensor) -> float:
     return tag_auc(logits[known].tolist(), target.tolist())
 
 
-def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, float]:
+def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices, exclusive_classes: bool | None = None) -> dict[str, float]:
     """How well a model tells held-out slices apart, class by class and as a mean.
 
     `gate/<class>` is that of the gate as it works: of classifier and student together, smoothed along the volume in millimetres. With a
@@ -121,6 +120,7 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
     Args:
         pipeline: the model.
         data: held-out slices.
+        exclusive_classes: how maps are judged, which must be the same for models that are compared; as the model takes them where None.
 
     Returns:
         `gate/<class>`, `map/<class>` and `mean`; classes without both states are left out, and `mean` is NaN where all are.
@@ -130,19 +130,17 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices) -> dict[str, floa
     if pipeline.student is not None:
         maps = [student_probabilities(pipeline.student, data, every, index).numpy() for index in range(len(data.class_names))]
         of_maps = np.stack([map_logits(one) for one in maps], axis=1)
+    beside_empty = pipeline.description.exclusive_classes if exclusive_classes is None else exclusive_classes
+    judged = {"gate": (_gate_scores(pipeline, data, of_classifier, of_maps), data.states)}
+    if of_maps is not None:
+        judged["map"] = (of_maps, (data.beside_empty_slices() if beside_empty else data).states)
     scores: dict[str, float] = {}
-    of_map_states = (data.beside_empty_slices() if pipeline.description.exclusive_classes else data).states
-    gate = _gate_scores(pipeline, data, of_classifier, of_maps)
     for class_index, name in enumerate(data.class_names):
-        states = data.states[:, class_index].numpy()
-        known = states != UNKNOWN
-        if len(set(states[known].tolist())) < NUM_STATES:
-            continue
-        scores[f"gate/{name}"] = tag_auc(gate[known, class_index].tolist(), (states[known] == PRESENT).tolist())
-        told_by_maps = of_map_states[:, class_index].numpy()
-        known = told_by_maps != UNKNOWN
-        if of_maps is not None and len(set(told_by_maps[known].tolist())) == NUM_STATES:
-            scores[f"map/{name}"] = tag_auc(of_maps[known, class_index].tolist(), (told_by_maps[known] == PRESENT).tolist())
+        for kind, (values, states) in judged.items():
+            known = (states[:, class_index] != UNKNOWN).numpy()
+            is_present = (states[known, class_index] == PRESENT).tolist()
+            if len(set(is_present)) > 1:
+                scores[f"{kind}/{name}"] = tag_auc(values[known, class_index].tolist(), is_present)
     scores["mean"] = float(np.mean(list(scores.values()))) if scores else float("nan")
     return scores
 

@@ -141,7 +141,9 @@ def retrain(
     pipeline = _calibrated(CDMPipeline.from_pretrained(folder), {image: paths[image] for image in judged.tags}, judged)
     scores = held_out_scores(pipeline, held_out)
     comparable = current is not None and current.class_names == pipeline.class_names
-    scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged)) if current is not None and comparable else None
+    scores_in_use = None
+    if current is not None and comparable:
+        scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged), pipeline.description.exclusive_classes)
     judgement: dict[str, Any] = {"minutes": settings.minutes if settings.is_timed else 0.0, "epochs": settings.epochs, "steps": steps} | {
         "held_out": _finite(scores),
         "held_out_before": _finite(scores_in_use or {}),

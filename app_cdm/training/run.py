@@ -156,8 +156,7 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
     if initial is not None:  # calibrated settings stay until they are chosen anew
         description = replace(initial.description, preprocess=settings.preprocess)
     # What many tags have said stays true until a slice is tagged with two classes, or none is empty.
-    stays = description.exclusive_classes and data.has_empty_slices and not data.holds_classes_together
-    is_exclusive = data.has_exclusive_classes or stays
+    is_exclusive = data.has_exclusive_classes or (description.exclusive_classes and data.allows_exclusive_classes)
     description = replace(description, exclusive_classes=is_exclusive)
     pipeline = CDMPipeline(denoiser.unet, denoiser.condition_embedding, classifier, scheduler, description.to_dict(), record)
     return pipeline if initial is not None else _with_sign(pipeline, data, plan)

@@ -138,6 +138,12 @@ def test_exclusive_classes_are_found_in_the_tags_and_told_apart_from_empty_slice
         maps = student_probabilities(student, data, torch.nonzero(beside)[:, 0], index).numpy()
         expected = tag_auc(map_logits(maps).tolist(), (data.states[beside, index] == 1).tolist())
         assert scores[f"map/{name}"] == pytest.approx(expected)
+    # A model that takes the classes for such is compared with one that does not on the same slices.
+    other = pipeline.with_networks(description=dataclasses.replace(pipeline.description, exclusive_classes=False))
+    of_maps = [f"map/{name}" for name in data.class_names]
+    as_judged = held_out_scores(other, data, exclusive_classes=True)
+    assert [as_judged[key] for key in of_maps] == [scores[key] for key in of_maps]
+    assert [held_out_scores(other, data)[key] for key in of_maps] != [scores[key] for key in of_maps]
 
     few = dict(list(tags.items())[:3])
     further = TaggedFolder.of_files({image: folder.paths[image] for image in few}, TagTable(("large", "small"), few, folder.tags.patients))
