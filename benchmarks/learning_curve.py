@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from app_cdm.metrics.bootstrap import bootstrap_mean
+from benchmarks.document import read_sections, write_sections
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "runs" / "benchmark" / "rest_student.json"
+SHIPPED = "shipped"  # folder of what the model that ships was scored with
 SHIPPED_STEPS = 5191
+SHIPPED_MINUTES = 90.0  # of `make train`, as its card says
 COLOURS = {"student": "#1a7f37", "cldf": "#0969da", "cdm_saliency": "#bc4c00"}
 MARKERS = "oDsv"
 PICTURES = (
@@ -31,56 +33,59 @@ ORDERS = {"uncertain": "#1a7f37", "random": "#6e7781"}
 
 
 def write_document(loop: Path, active: Path, output: Path, figures: Path) -> None:
-    """Writes the document from the results there are; the curve and the simulation say which command makes them where they have none."""
+    """Writes the document from the results there are; what has none keeps its text."""
     found = sorted((_read_point(path) for path in loop.glob("*/result.json")), key=_order)
     points, pictures, hearts = ([point for point in found if point["plan"]["dataset"] == name] for name in ("lgg", "busi", "acdc_rv"))
+    curve = [point for point in points if 0 < point["plan"]["budget"]["steps"] < SHIPPED_STEPS]
+    longer = [point for point in points if point not in curve]
     simulation = json.loads((active / "result.json").read_text()) if (active / "result.json").exists() else None
     figures.mkdir(parents=True, exist_ok=True)
-    lines = [
+    head = [
         "# What tags are worth",
         "",
         "Written by `make benchmark-loop` and `make benchmark-active`. Research use only, not a medical device.",
-        "",
     ]
-    lines += ["## Learning curve: from no model to masks, over REST", "", *_loop_part(points, figures), ""]
-    if pictures:
-        lines += ["## Breast ultrasound through the same loop", "", *_other_part(pictures, PICTURES), ""]
-    if hearts:
-        lines += ["## Cine MR of the heart, three classes: a stress test", "", *_other_part(hearts, HEARTS), ""]
-    lines += ["## Next Sample by doubt against random order", "", *_active_part(simulation, figures), ""]
-    output.write_text("\n".join(lines))
-    print(f"wrote {output}")
+    sections = {
+        "Learning curve: from no model to masks, over REST": _loop_part(curve, loop / SHIPPED, figures),
+        "With the budget of the model that ships": _longer_part(longer, loop / SHIPPED),
+        "Breast ultrasound through the same loop": _other_part(pictures, PICTURES),
+        "Cine MR of the heart, three classes: a stress test": _other_part(hearts, HEARTS),
+        "Next Sample by doubt against random order": _active_part(simulation, figures),
+    }
+    write_sections(output, head, sections, read_sections(output))
 
 
 def _read_point(path: Path) -> dict[str, Any]:
     """A training with its scores and, as `volume_dice`, task -> patient -> volume Dice of each image."""
     point: dict[str, Any] = json.loads(path.read_text())
-    point["volume_dice"] = {}
-    for task in point["scores"]:
-        by_patient = point["volume_dice"].setdefault(task, {})
-        for case in json.loads((path.parent / f"rest_{task.replace(' ', '_')}.json").read_text())["cases"]:
-            by_patient.setdefault(case["patient"], []).append(float("nan") if case["volume_dice"] is None else case["volume_dice"])
+    point["volume_dice"] = {task: _volume_dice(path.parent / f"rest_{task.replace(' ', '_')}.json") for task in point["scores"]}
     return point
 
 
+def _volume_dice(scored: Path) -> dict[str, list[float]]:
+    """Patient -> volume Dice of each image, from what the scorer wrote."""
+    by_patient: dict[str, list[float]] = {}
+    for case in json.loads(scored.read_text())["cases"]:
+        by_patient.setdefault(case["patient"], []).append(float("nan") if case["volume_dice"] is None else case["volume_dice"])
+    return by_patient
+
+
 def _order(point: dict[str, Any]) -> tuple[int, int]:
-    return point["plan"]["steps"], point["plan"]["patients"]
+    return point["plan"]["budget"]["steps"], point["plan"]["patients"]
 
 
-def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
+def _loop_part(points: Sequence[dict[str, Any]], shipped: Path, figures: Path) -> list[str]:
     if not points:
-        return ["Not run yet: `make benchmark-loop`."]
-    draw_loop(points, figures / "learning_curve.png")
+        return []
+    draw_loop(points, shipped / "rest_student.json", figures / "learning_curve.png")
     first = points[0]
     plan, n = first["plan"], first["scores"][next(iter(first["scores"]))]["cases"]
-    budgets = sorted({point["plan"]["steps"] for point in points})
     return [
         "An empty app, started on copies of the `lgg` train volumes; patients tagged one request an image, as the tagging page does; one "
-        f"`POST /train/weak_label` from scratch, with the same budget whatever the number of tags: {budgets[0]} steps of the diffusion "
-        "model, of the other stages as many or their default number where that is less"
-        + (f"; with all patients also {', '.join(map(str, budgets[1:]))}" if budgets[1:] else "")
-        + f". {n} test patients scored from outside with `score_rest.py`. Seed {plan['seed']}; {first['record']['machine']}. "
-        "About a fifth of the tagged patients are held out by the trainer. Mean with 95 % bootstrap interval over patients.",
+        "`POST /train/weak_label` from scratch, with the same budget whatever the number of tags: steps of the diffusion model, and of the "
+        f"other stages as many or their default number where that is less. {n} test patients scored from outside with `score_rest.py`. "
+        f"Seed {plan['seed']}; {first['record']['machine']}. About a fifth of the tagged patients are held out by the trainer. Mean with "
+        "95 % bootstrap interval over patients.",
         "",
         "| steps | patients tagged | slices learned from, present | held-out tag score | task | volume Dice | slice Dice | found "
         "| clean negatives |",
@@ -88,7 +93,6 @@ def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
         *(line for point in points for line in _loop_lines(point)),
         "",
         *_against_fewer(points),
-        *_against_shipped(points),
         "Steps of each stage and round (the classifier ends early where held-out tags say so): "
         + "; ".join(f"{point['plan']['patients']} patients: {_steps(point)}" for point in points)
         + ".",
@@ -97,18 +101,24 @@ def _loop_part(points: Sequence[dict[str, Any]], figures: Path) -> list[str]:
     ]
 
 
+def _loop_lines(point: dict[str, Any]) -> list[str]:
+    plan, record, lines = point["plan"], point["record"], []
+    held_out = record["held_out"].get("mean", float("nan"))
+    present = sum(record["num_present_slices"].values())
+    for method, s in point["scores"].items():
+        tagged = f"{plan['patients']} ({plan['share']:.0%}) | {record['num_slices']}, {present} | {held_out:.3f}"
+        lines.append(f"| {plan['budget']['steps']} | {tagged} | `{method}` | {_scores(s)} |")
+    return lines
+
+
 def _against_fewer(points: Sequence[dict[str, Any]]) -> list[str]:
     """What more tagged patients changed for each test patient, from one point with the same budget to the next."""
     lines = []
     for fewer, more in pairwise(points):
-        if fewer["plan"]["steps"] != more["plan"]["steps"] or "student" not in fewer["scores"] or "student" not in more["scores"]:
+        if fewer["plan"]["budget"] != more["plan"]["budget"] or "student" not in fewer["scores"] or "student" not in more["scores"]:
             continue
-        before, after = fewer["volume_dice"]["student"], more["volume_dice"]["student"]
-        pairs = {patient: np.subtract(after[patient], values).tolist() for patient, values in before.items()}
-        mean, low, high = bootstrap_mean(pairs)
-        gained = sum(np.mean(values) > 0 for values in pairs.values())
-        counts = f"from {fewer['plan']['patients']} to {more['plan']['patients']} patients"
-        lines.append(f"{counts} {mean:+.3f} [{low:+.3f}, {high:+.3f}], {gained} of {len(pairs)} better")
+        changed = _change(fewer["volume_dice"]["student"], more["volume_dice"]["student"])
+        lines.append(f"from {fewer['plan']['patients']} to {more['plan']['patients']} patients {changed}")
     if not lines:
         return []
     return [
@@ -117,32 +127,54 @@ def _against_fewer(points: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _against_shipped(points: Sequence[dict[str, Any]]) -> list[str]:
-    """How far the trainings with all patients end from the model that ships; nothing where that has not been scored."""
-    if not SHIPPED.exists():
+def _change(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> str:
+    """Mean difference, its interval over patients, and how many of them gained."""
+    pairs = {patient: np.subtract(after[patient], values).tolist() for patient, values in before.items()}
+    mean, low, high = bootstrap_mean(pairs)
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {sum(np.mean(values) > 0 for values in pairs.values())} of {len(pairs)} better"
+
+
+def _longer_part(points: Sequence[dict[str, Any]], shipped: Path) -> list[str]:
+    """The trainings that got what the shipped model took, against that one."""
+    if not points:
         return []
-    shipped = json.loads(SHIPPED.read_text())["summary"]["volume_dice"]
-    most = max(point["plan"]["patients"] for point in points)
-    gaps = [
-        f"{point['scores']['student']['volume_dice'] - shipped:+.3f} after {point['plan']['steps']} steps"
-        for point in points
-        if point["plan"]["patients"] == most and "student" in point["scores"]
-    ]
-    return [
-        f"`student` with {most} patients against the one that ships (volume Dice {shipped:.3f}, {SHIPPED_STEPS} steps of its diffusion "
-        f"model, from the same tags and synthetic studies): {'; '.join(gaps)}.",
+    plan, record = points[0]["plan"], points[0]["record"]
+    lines = [
+        f"All {plan['patients']} patients in the same way, with a larger budget. The model that ships took {SHIPPED_STEPS} steps of its "
+        f"diffusion model, from the same tags and those of synthetic studies; on the machine of its card `make train` takes "
+        f"{SHIPPED_MINUTES:g} minutes, the budget that a radiologist can give in the viewer, and how far that goes depends on the machine. "
+        f"Seed {plan['seed']}; {record['machine']}.",
         "",
+        "| budget | held-out tag score | task | volume Dice | slice Dice | found | clean negatives | volume Dice gained on the last |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    for point in points:
+        held_out = point["record"]["held_out"].get("mean", float("nan"))
+        for task, s in point["scores"].items():
+            change = _change(_volume_dice(shipped / f"rest_{task}.json"), point["volume_dice"][task])
+            lines.append(f"| {_budget(point)} | {held_out:.3f} | `{task}` | {_scores(s)} | {change} |")
+    for task in points[0]["scores"]:
+        scored = json.loads((shipped / f"rest_{task}.json").read_text())["summary"]
+        lines.append(f"| the model that ships | | `{task}` | {_scores(scored)} | |")
+    steps = "; ".join(f"{_budget(point)}: {_steps(point)}" for point in points)
+    return [*lines, "", f"Steps of each stage and round: {steps}."]
+
+
+def _budget(point: dict[str, Any]) -> str:
+    budget = point["plan"]["budget"]
+    return f"{budget['steps']} steps" if budget["steps"] else f"{budget['minutes']:g} minutes"
 
 
 def _other_part(points: Sequence[dict[str, Any]], introduction: str) -> list[str]:
     """The data sets that are no curve: of the training with most steps, a line a method and class."""
+    if not points:
+        return []
     plan, record, scores = points[-1]["plan"], points[-1]["record"], points[-1]["scores"]
     num_images = next(iter(scores.values()))["cases"]
     present = ", ".join(f"{name} on {count}" for name, count in record["num_present_slices"].items())
     return [
         f"{introduction} {plan['patients']} patients (or groups of near-duplicates) tagged, {record['num_slices']} slices learned from "
-        f"({present}), {plan['steps']} steps, seed {plan['seed']}; {record['machine']}. {num_images} test images; "
+        f"({present}), {_budget(points[-1])}, seed {plan['seed']}; {record['machine']}. {num_images} test images; "
         "every method with the gate and the settings that the trainer chose on tags.",
         "",
         "| method | Dice an image | slice Dice | found | clean negatives | HD95 px |",
@@ -157,16 +189,6 @@ def _pixels(distance: float | None) -> str:
     return "" if distance is None else f"{distance:.1f}"
 
 
-def _loop_lines(point: dict[str, Any]) -> list[str]:
-    plan, record, lines = point["plan"], point["record"], []
-    held_out = record["held_out"].get("mean", float("nan"))
-    present = sum(record["num_present_slices"].values())
-    for method, s in point["scores"].items():
-        tagged = f"{plan['patients']} ({plan['share']:.0%}) | {record['num_slices']}, {present} | {held_out:.3f}"
-        lines.append(f"| {plan['steps']} | {tagged} | `{method}` | {_scores(s)} |")
-    return lines
-
-
 def _scores(s: dict[str, Any]) -> str:
     """Cells of one summary of the scorer."""
     low, high = s["volume_dice_ci95"]
@@ -178,14 +200,14 @@ def _steps(point: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in point["record"]["steps"].items())
 
 
-def draw_loop(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Dice against the number of tagged patients, a line a task and budget."""
+def draw_loop(points: Sequence[dict[str, Any]], shipped: Path, path: Path) -> None:
+    """Dice against the number of tagged patients, a line a task and budget, and that of the model that ships where it was scored."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for steps, marker in zip(sorted({point["plan"]["steps"] for point in points}), MARKERS, strict=False):
+    for steps, marker in zip(sorted({point["plan"]["budget"]["steps"] for point in points}), MARKERS, strict=False):
         for method in points[0]["scores"]:
-            own = [point for point in points if point["plan"]["steps"] == steps and method in point["scores"]]
+            own = [point for point in points if point["plan"]["budget"]["steps"] == steps and method in point["scores"]]
             counts, found = [point["plan"]["patients"] for point in own], [point["scores"][method] for point in own]
             means = [s["volume_dice"] for s in found]
             ends = [[mean - s["volume_dice_ci95"][0] for mean, s in zip(means, found, strict=True)]]
@@ -193,9 +215,9 @@ def draw_loop(points: Sequence[dict[str, Any]], path: Path) -> None:
             colour, label = COLOURS.get(method, "black"), f"{method}, {steps} steps"
             aside = 0.3 * list(points[0]["scores"]).index(method)  # bars of two tasks would hide each other
             axis.errorbar([count + aside for count in counts], means, ends, marker=marker, capsize=3, color=colour, label=label)
-    if SHIPPED.exists():
-        shipped = json.loads(SHIPPED.read_text())["summary"]["volume_dice"]
-        axis.axhline(shipped, color="#6e7781", linestyle=":", label="student that ships")
+    if shipped.exists():
+        level = json.loads(shipped.read_text())["summary"]["volume_dice"]
+        axis.axhline(level, color="#6e7781", linestyle=":", label="student that ships")
     axis.set(xlabel="patients tagged", ylabel="volume Dice, lgg test", ylim=(0, 1))
     axis.legend(loc="lower right", frameon=False)
     axis.grid(alpha=0.3)
@@ -204,7 +226,7 @@ def draw_loop(points: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _active_part(simulation: dict[str, Any] | None, figures: Path) -> list[str]:
     if simulation is None:
-        return ["Not run yet: `make benchmark-active`."]
+        return []
     settings, parts = simulation["settings"], simulation["seeds"]
     draw_active(simulation, figures / "active_learning.png")
     counts = tagged_counts(settings)

@@ -31,7 +31,7 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import split_patients
 from app_cdm.training.retrain import RetrainSettings
 from app_cdm.training.settings import TrainSettings
-from benchmarks.learning_curve import ROOT, SHIPPED_STEPS, write_document
+from benchmarks.learning_curve import ROOT, SHIPPED, SHIPPED_MINUTES, SHIPPED_STEPS, write_document
 from benchmarks.scorer import ROWS, score_over_rest
 from demo.server import LabelServer, find_free_port
 
@@ -92,6 +92,28 @@ DATASETS = {
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What ends a training: steps, or minutes where there are none.
+
+    Attributes:
+        steps: of the diffusion model, and of the other stages as many, or their default number where that is less.
+        minutes: of the whole training.
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps else f"{self.minutes:g} minutes"
+
+    def asked_for(self, num_slices: int) -> dict[str, float]:
+        """The same as the trainer is asked for it, by passes over the slices learned from where it is steps."""
+        if self.steps:
+            return {"epochs": self.steps * TrainSettings().diffusion.batch_size / num_slices}
+        return {"minutes": self.minutes}
+
+
+@dataclass(frozen=True)
 class Plan:
     """One training.
 
@@ -99,22 +121,22 @@ class Plan:
         dataset: a key of `DATASETS`.
         share: of the tagged patients.
         patients: how many that are.
-        steps: of the diffusion model, and of the other stages as many, or their default number where that is less.
-        epochs: passes over the slices learned from that are so many steps.
+        budget: what ends it.
         seed: of the choice of patients, and of the training.
     """
 
     dataset: str
     share: float
     patients: int
-    steps: int
-    epochs: float
+    budget: Budget
     seed: int
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{'' if self.dataset == CURVE else self.dataset + '_'}{self.patients}_patients_{self.steps}_steps_seed_{self.seed}"
+        return f"{'' if self.dataset == CURVE else self.dataset + '_'}{self.patients}_patients_{self.budget}_seed_{self.seed}".replace(
+            " ", "_"
+        )
 
 
 def main() -> int:
@@ -129,16 +151,21 @@ def main() -> int:
     random.Random(options.seed).shuffle(patients)
     patients = patients[: options.patients]
     num_slices = count_slices(folder / dataset.table)
-    budgets = [(share, options.steps) for share in sorted(options.fractions or dataset.shares)]
-    for share, steps in [*budgets, *([(1.0, options.long_steps)] if options.long_steps and options.dataset == CURVE else [])]:
+    plans = [(share, Budget(options.steps)) for share in sorted(options.fractions or dataset.shares) if options.steps]
+    if options.dataset == CURVE:
+        longer = (Budget(options.long_steps), Budget(minutes=options.long_minutes))
+        plans += [(1.0, budget) for budget in longer if budget.steps or budget.minutes]
+    for share, budget in plans:
         chosen = set(patients[: max(1, round(share * len(patients)))])
         tagged = tags.subset(image for image in tags.tags if tags.patients[image] in chosen)
         learned, _ = split_patients(tagged, RetrainSettings().held_out_share)
-        epochs = steps * TrainSettings().diffusion.batch_size / sum(num_slices[image] for image in learned.tags)
-        plan = Plan(options.dataset, share, len(chosen), steps, epochs, options.seed)
+        asked_for = budget.asked_for(sum(num_slices[image] for image in learned.tags))
+        plan = Plan(options.dataset, share, len(chosen), budget, options.seed)
         if not (options.run / plan.name / "result.json").exists():
             print(f"== {plan.name}", flush=True)
-            run_once(options, plan, tagged, tags)
+            run_once(options, plan, asked_for, tagged, tags)
+        if budget.minutes or budget.steps >= SHIPPED_STEPS:
+            score_shipped(options)
     write_document(options.run, options.active_run, options.output, options.figures)
     return 0
 
@@ -148,12 +175,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/, busi/ and acdc_rv/")
     parser.add_argument("--dataset", choices=sorted(DATASETS), default=CURVE, help="default: %(default)s")
     parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
-    parser.add_argument("--steps", type=int, default=1250, help="budget of each training, see above (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1250, help="budget of each training, see above; 0 is without (default: %(default)s)")
     parser.add_argument(
         "--long-steps",
         type=int,
         default=SHIPPED_STEPS,
         help="budget of one more training on lgg, with all patients; 0 is without (default: %(default)s, that of the shipped model)",
+    )
+    parser.add_argument(
+        "--long-minutes",
+        type=float,
+        default=SHIPPED_MINUTES,
+        help="of yet another one; 0 is without (default: %(default)s, what the shipped model took in all)",
     )
     parser.add_argument("--fractions", type=float, nargs="+", help="shares of the tagged patients (default: of lgg .25 .5 1, else 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of patients and of the trainings")
@@ -168,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_once(options: argparse.Namespace, plan: Plan, tags: TagTable, everything: TagTable) -> None:
+def run_once(options: argparse.Namespace, plan: Plan, asked_for: dict[str, float], tags: TagTable, everything: TagTable) -> None:
     """One training: copies, tags, training, scores."""
     dataset, folder, source = DATASETS[plan.dataset], options.run / plan.name, options.data / plan.dataset
     copies = folder / "studies"
@@ -185,7 +218,7 @@ def run_once(options: argparse.Namespace, plan: Plan, tags: TagTable, everything
         trained = folder / "trained.json"
         if not trained.exists():
             tag_as_the_page_does(server.url, tags)
-            _write(trained, train_over_rest(server.url, plan, options.device))
+            _write(trained, train_over_rest(server.url, asked_for, plan.seed, options.device))
         scores = {}
         # The app numbers classes alphabetically.
         targets = {f" {name}": (dataset.values[name], number) for number, name in enumerate(sorted(dataset.values), start=1)} or {"": None}
@@ -199,6 +232,16 @@ def run_once(options: argparse.Namespace, plan: Plan, tags: TagTable, everything
     found = {"plan": asdict(plan), "training": json.loads(trained.read_text()), "scores": scores}
     found["record"] = {key: record[key] for key in ("num_images", "num_slices", "num_present_slices", "steps", "held_out", "machine")}
     _write(folder / "result.json", found)
+
+
+def score_shipped(options: argparse.Namespace) -> None:
+    """The model that ships on the same test patients, for the trainings that got as much as it did."""
+    folder = options.run / SHIPPED
+    (folder / "studies").mkdir(parents=True, exist_ok=True)
+    with LabelServer(folder / "studies", find_free_port(), folder / "server.log", folder / "cache", ("--device", options.device)) as server:
+        for row in (row for row in ROWS if row.key in DATASETS[CURVE].rows):
+            result = folder / f"rest_{row.key}.json"
+            score_over_rest(options.scorer, server.url, row, options.data / CURVE, "test", result, limit=options.limit)
 
 
 def tag_as_the_page_does(url: str, tags: TagTable) -> None:
@@ -222,7 +265,7 @@ def count_slices(path: Path) -> dict[str, int]:
         return dict(Counter(row.get("volume") or row.get("image_id") or row["patient_id"] for row in csv.DictReader(file)))
 
 
-def train_over_rest(url: str, plan: Plan, device: str) -> dict[str, Any]:
+def train_over_rest(url: str, budget: dict[str, float], seed: int, device: str) -> dict[str, Any]:
     """Trains from scratch, or goes on with what was interrupted, and returns how it ended.
 
     Raises:
@@ -230,7 +273,7 @@ def train_over_rest(url: str, plan: Plan, device: str) -> dict[str, Any]:
     """
     began, told, idle = time.monotonic(), "", 0
     if train_stats(url).get("state") != "published":  # else it had ended just before this benchmark was interrupted
-        wanted = {"stages": "all", "start": "scratch", "epochs": plan.epochs, "seed": plan.seed, "device": device}
+        wanted = {"stages": "all", "start": "scratch", **budget, "seed": seed, "device": device}
         _checked(requests.post(f"{url}/train/weak_label", json=wanted, timeout=TIMEOUT_S))
     while idle < IDLE_LOOKS:
         time.sleep(POLL_S)

@@ -23,6 +23,7 @@ from app_cdm.evaluation import EvaluationReport
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
 from benchmarks.cost import NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
+from benchmarks.document import Section, read_rows, read_sections, write_sections
 from benchmarks.losses import loss_table, measure_ceiling
 from benchmarks.refinement_agreement import agreement_table
 from benchmarks.scorer import ROWS, Row, score_over_rest
@@ -37,6 +38,36 @@ EXTERNAL = (
     Row("`student`", "brats_student", method="student"),
     Row("`cldf`", "brats_cldf", method="cldf"),
     Row("`cdm_saliency`", "brats"),
+)
+
+FOOTPRINT = "footprint.json"
+OVER_REST = "`lgg` test over REST: the gate decides which slices hold a tumor"
+TAGS_GIVEN = "`lgg` test with the tags given: the papers' protocol"
+EXTERNAL_DATA = "External data"
+REST_INTRODUCTION = (
+    "20 patients, 256 positive and 535 negative slices; scored by an outside client that uploads each volume. Mean with 95 % bootstrap "
+    "interval over patients.",
+    "",
+)
+REST_HEADING = (
+    "| mode | volume Dice | slice Dice | found | clean negatives | HD95 px | s a case | errors | wrong geometry |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+TAGS_HEADING = (
+    "| mode | slice Dice | slice IoU | HD95 px | positive slices | network evaluations a positive slice |",
+    "|---|---|---|---|---|---|",
+)
+EXTERNAL_INTRODUCTION = (
+    "Six skull-stripped glioma volumes of BraTS 2015 at 1 mm (high and low grade), another preparation than the training data; whole tumor "
+    "against everything above 0.",
+    "",
+)
+EXTERNAL_HEADING = ("| task, no retraining" + REST_HEADING[0].removeprefix("| mode"), REST_HEADING[1])
+BEST_TO_WORST = (
+    "Volumes of `lgg` test ordered by the Dice of the most accurate method, with every volume below 0.1; FLAIR of TCGA-LGG, CC BY 3.0, "
+    "reference masks by Buda et al. 2019.",
+    "",
+    "![Best, median, worst volume and total failures](figures/lgg_test.png)",
 )
 
 
@@ -70,8 +101,7 @@ def main() -> int:
     measure_ceiling(options.data, CDMPipeline.from_pretrained(MODEL), options.run / "ceiling.json")
     if not options.only:
         measure_footprints(options.run)
-    options.output.write_text(document(options))
-    print(f"wrote {options.output}")
+    write_document(options)
     return 0
 
 
@@ -95,7 +125,7 @@ def evaluate_with_tags(options: argparse.Namespace, row: Row) -> None:
 
 def measure_footprints(run: Path) -> None:
     """Measures milliseconds and memory of every method, unless that is there."""
-    result = run / "footprint.json"
+    result = run / FOOTPRINT
     if result.exists():
         return
     print("== milliseconds and memory", flush=True)
@@ -105,66 +135,47 @@ def measure_footprints(run: Path) -> None:
     os.replace(temporary, result)
 
 
-def document(options: argparse.Namespace) -> str:
-    """The whole document from the results in the run folders."""
+def write_document(options: argparse.Namespace) -> None:
+    """Writes the document from the results in the run folders; what they lack stays as it was where it is of the same model."""
     run, pipeline = options.run, CDMPipeline.from_pretrained(MODEL)
     training = pipeline.config.training
     chosen = training["calibration"]
-    lines = [
+    version = f"Model `model/cdm_lgg_flair` {pipeline.model_version}"
+    is_of_it = options.output.exists() and version in options.output.read_text()
+    kept = read_sections(options.output) if is_of_it else {}
+    head = [
         "# Benchmark",
         "",
-        f"Written by `make benchmark`. Model `model/cdm_lgg_flair`: seed {training['seed']}, trained on the slice tags of "
+        f"Written by `make benchmark`. {version}: seed {training['seed']}, trained on the slice tags of "
         f"{training['num_images']} volumes ({training['num_slices']} slices, synthetic studies among them: see the model card); no pixel "
         "mask was used for training or for any setting. "
         f"Settings of the gate and the noise levels were chosen on the tags of {chosen['num_images']} held-out patients. "
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, no GPU.",
-        "",
-        "## `lgg` test over REST: the gate decides which slices hold a tumor",
-        "",
-        "20 patients, 256 positive and 535 negative slices; scored by an outside client that uploads each volume. Mean with "
-        "95 % bootstrap interval over patients.",
-        "",
-        "| mode | volume Dice | slice Dice | found | clean negatives | HD95 px | s a case | errors | wrong geometry |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *_lines(run, "rest", ROWS),
-        "",
-        "## `lgg` test with the tags given: the papers' protocol",
-        "",
-        "| mode | slice Dice | slice IoU | HD95 px | positive slices | network evaluations a positive slice |",
-        "|---|---|---|---|---|---|",
-        *_lines(run, "tags", ROWS),
-        "",
-        *_losses(run),
-        *_seeds(options),
-        "## External data",
-        "",
-        "Six skull-stripped glioma volumes of BraTS 2015 at 1 mm (high and low grade), another preparation than the training data; "
-        "whole tumor against everything above 0.",
-        "",
-        "| task, no retraining | volume Dice | slice Dice | found | clean negatives | HD95 px | s a case | errors | wrong geometry |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *_lines(run, "rest", EXTERNAL),
-        "",
-        "## Cost",
-        "",
-        "Evaluations and multiply-adds are counted, for one positive slice of one class; a backward pass counts as two forward ones. The "
-        "gate (a pass of the student, and one of the classifier where it is unsure) is the same for all and not counted. Milliseconds "
-        "and memory (the peak above what the process held before) are measured one method after the other, a process each, on a volume "
-        f"of {SIDE}x{SIDE}x{NUM_SLICES} whose slices are all positive, gate and refinement included; median of {REPEATS}.",
-        "",
-        *cost_table(pipeline, _footprints(run)),
-        "",
-        *_ablations(options.ablations),
-        *_refinement(options.refinement),
-        "## Best, median, worst",
-        "",
-        "Volumes of `lgg` test ordered by the Dice of the most accurate method, with every volume below 0.1; FLAIR of TCGA-LGG, CC BY 3.0, "
-        "reference masks by Buda et al. 2019.",
-        "",
-        "![Best, median, worst volume and total failures](figures/lgg_test.png)",
-        "",
-        "## What the tags chose",
-        "",
+    ]
+    tables = (
+        (OVER_REST, "rest", ROWS, REST_INTRODUCTION, REST_HEADING),
+        (TAGS_GIVEN, "tags", ROWS, (), TAGS_HEADING),
+        (EXTERNAL_DATA, "rest", EXTERNAL, EXTERNAL_INTRODUCTION, EXTERNAL_HEADING),
+    )
+    scored = {title: [*said, *heading, *_lines(run, kind, rows, kept.get(title, ()))] for title, kind, rows, said, heading in tables}
+    sections = {
+        OVER_REST: scored[OVER_REST],
+        TAGS_GIVEN: scored[TAGS_GIVEN],
+        "Where the Dice is lost": _losses(run),
+        "Other seeds": _seeds(options),
+        EXTERNAL_DATA: scored[EXTERNAL_DATA],
+        "Cost": _cost(run, pipeline, kept.get("Cost", ())),
+        "What matters in CLDF": _ablations(options.ablations),
+        "What chose the refinement": _refinement(options.refinement),
+        "Best, median, worst": BEST_TO_WORST,
+        "What the tags chose": _choices(chosen),
+    }
+    write_sections(options.output, head, sections, kept)
+
+
+def _choices(chosen: dict[str, Any]) -> list[str]:
+    """What `calibrate` recorded in the model."""
+    return [
         "| choice | criterion | candidates |",
         "|---|---|---|",
         *(
@@ -174,13 +185,25 @@ def document(options: argparse.Namespace) -> str:
         ),
         _choice("gate smoothing in mm", chosen["gate_smoothing_mm"], "slice_auc", "tag AUC of slice scores"),
         f"| gate threshold: {chosen['gate_threshold']['chosen']:g} | F1 of slices | {chosen['gate_threshold']['slice_f1']:.3f} there |",
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _cost(run: Path, pipeline: CDMPipeline, kept: Section) -> list[str]:
+    """The table of `benchmarks.cost`; nothing where milliseconds were not measured in this run and stand in the document."""
+    if kept and not (run / FOOTPRINT).exists() and not any("not measured" in line for line in kept):
+        return []
+    return [
+        "Evaluations and multiply-adds are counted, for one positive slice of one class; a backward pass counts as two forward ones. The "
+        "gate (a pass of the student, and one of the classifier where it is unsure) is the same for all and not counted. Milliseconds "
+        "and memory (the peak above what the process held before) are measured one method after the other, a process each, on a volume "
+        f"of {SIDE}x{SIDE}x{NUM_SLICES} whose slices are all positive, gate and refinement included; median of {REPEATS}.",
+        "",
+        *cost_table(pipeline, _footprints(run)),
+    ]
 
 
 def _footprints(run: Path) -> dict[str, Footprint]:
-    file = run / "footprint.json"
+    file = run / FOOTPRINT
     return {name: Footprint(**found) for name, found in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
@@ -190,12 +213,9 @@ def _losses(run: Path) -> list[str]:
     if not table:
         return []
     return [
-        "## Where the Dice is lost",
-        "",
         "Against a perfect mask, step by step: resolution, the mask of a slice that holds the target, the gate; `lgg` test, 20 patients.",
         "",
         *table,
-        "",
     ]
 
 
@@ -205,12 +225,9 @@ def _seeds(options: argparse.Namespace) -> list[str]:
     if not table:
         return []
     return [
-        "## Other seeds",
-        "",
         "Decoder and student trained anew with other seeds on the classifier and diffusion model that ship; `lgg` test over REST.",
         "",
         *table,
-        "",
     ]
 
 
@@ -220,15 +237,12 @@ def _ablations(folder: Path) -> list[str]:
     if not results:
         return []
     return [
-        "## What matters in CLDF",
-        "",
         "One round of the pixel decoder on the tags of the training patients, same seed and steps, looked at on the validation patients. "
         "The tag AUC of the map may choose; the other columns read pixel masks and explain.",
         "",
         "| variant | tag AUC of the map | slice Dice, tags given | foreground seeds: precision | recall | background seeds: precision |",
         "|---|---|---|---|---|---|",
         *(ablation_line(result) for result in results),
-        "",
     ]
 
 
@@ -238,14 +252,11 @@ def _refinement(folder: Path) -> list[str]:
     if not path.exists():
         return []
     return [
-        "## What chose the refinement",
-        "",
         "Dice between the masks of two methods after the refinement, on the slices of the validation patients tagged positive; no "
         "reference mask is read. Where methods that err differently agree more after it, it has found a border that is there. It was "
         "chosen with networks that had not been taught by it; the table is that of the networks that ship, which have.",
         "",
         *agreement_table(json.loads(path.read_text())),
-        "",
     ]
 
 
@@ -254,13 +265,14 @@ def _choice(what: str, choice: dict[str, Any], key: str, criterion: str) -> str:
     return f"| {what}: {choice['chosen']} | {criterion} | {candidates} |"
 
 
-def _lines(run: Path, kind: str, rows: Sequence[Row]) -> list[str]:
-    """Lines of the rows that have been scored, and which have not."""
-    line = {"rest": _rest_line, "tags": _tag_line}[kind]
-    scored = [row for row in rows if (run / f"{kind}_{row.key}.json").exists()]
-    missing = [row.key for row in rows if row not in scored]
-    note = ["", f"Not scored in this run: {', '.join(f'`{key}`' for key in missing)}; `make benchmark` scores them."] if missing else []
-    return [line(run, row) for row in scored] + note
+def _lines(run: Path, kind: str, rows: Sequence[Row], kept: Section) -> list[str]:
+    """Lines of the rows that were scored in this run or stand in the document, and which were not."""
+    line, stands = {"rest": _rest_line, "tags": _tag_line}[kind], read_rows(kept)
+    found = {row.key: line(run, row) for row in rows if (run / f"{kind}_{row.key}.json").exists()}
+    found = {row.key: found.get(row.key) or stands[row.name] for row in rows if row.key in found or row.name in stands}
+    missing = [f"`{row.key}`" for row in rows if row.key not in found]
+    note = ["", f"Not scored yet: {', '.join(missing)}; `make benchmark` scores them."] if missing else []
+    return [*found.values(), *note]
 
 
 def _rest_line(run: Path, row: Row) -> str:

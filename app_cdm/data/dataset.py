@@ -57,14 +57,15 @@ class TaggedSlices:
 
     @property
     def allows_exclusive_classes(self) -> bool:
-        """Whether no slice is tagged with two classes, and some hold none: without them nothing but the others would show what a class is."""
+        """Whether no slice is tagged with two classes, and some hold none: else nothing but the others would show what a class is."""
         return self.has_empty_slices and not self.holds_classes_together
 
     @property
     def has_exclusive_classes(self) -> bool:
         """Whether the tags say that a slice holds one class at most, as benign and malignant lesions of a picture.
 
-        They allow it, and for each two classes so many slices would hold both, if one had nothing to do with the other, that this is no accident.
+        They allow it, and for each two classes so many slices would hold both, if one had nothing to do with the other, that this is no
+        accident.
         """
         present = (self.states == PRESENT).float()
         by_chance = torch.outer(present.sum(dim=0), present.sum(dim=0)) / max(1, len(present))

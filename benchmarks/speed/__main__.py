@@ -1,4 +1,7 @@
-"""Measures what is not measured yet and writes docs/performance.md: `python -m benchmarks.speed --data <folder>`."""
+"""Measures what is not measured yet and writes docs/performance.md: `python -m benchmarks.speed --data <folder>`.
+
+Parts that are not in the run folder keep the text that they have in the document.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import argparse
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from benchmarks.document import read_sections, write_sections
 from benchmarks.speed import paper
 from benchmarks.speed.part import ROOT, Options, Part, machine
 
@@ -50,20 +55,18 @@ def main() -> int:
 
 
 def write_document(run: Path, output: Path) -> None:
-    """Writes the document from the results there are; what has none says so."""
-    lines = [INTRODUCTION, ""]
+    """Writes the document from the results there are; a part without one keeps its text, or says that it was not measured."""
+    results: dict[str, dict[str, Any]] = {
+        name: json.loads((run / f"{name}.json").read_text()) for name in PARTS if (run / f"{name}.json").exists()
+    }
+    kept = read_sections(output)
+    sections: dict[str, Sequence[str]] = {}
     for name, heading in PARTS.items():
-        file = run / f"{name}.json"
-        lines += [f"## {heading}", ""]
-        if file.exists():
-            result: dict[str, Any] = json.loads(file.read_text())
-            lines += [f"On {result['machine']}.", "", *_load(name).describe(result), ""]
-        else:
-            lines += ["Not measured yet: `make benchmark-speed`.", ""]
-    results = {name: json.loads((run / f"{name}.json").read_text()) for name in PARTS if (run / f"{name}.json").exists()}
-    lines += ["## On paper: a hospital and a national archive", "", *paper.describe(results), ""]
-    output.write_text("\n".join(lines))
-    print(f"wrote {output}")
+        sections[heading] = () if heading in kept else ["Not measured yet: `make benchmark-speed`."]
+        if name in results:
+            sections[heading] = [f"On {results[name]['machine']}.", "", *_load(name).describe(results[name])]
+    sections["On paper: a hospital and a national archive"] = paper.describe(results)
+    write_sections(output, INTRODUCTION.splitlines(), sections, kept)
 
 
 def _load(name: str) -> Part:
