@@ -13,6 +13,7 @@ from lib.options import Device
 STAGES: dict[str, tuple[str, ...]] = {
     "all": ("classifier", "diffusion", "cldf", "student"),
     "classifier": ("classifier",),
+    "diffusion": ("diffusion",),
     "classifier and diffusion": ("classifier", "diffusion"),
     "cldf and student": ("cldf", "student"),
     "cldf": ("cldf",),

@@ -112,6 +112,19 @@ def test_new_diffusion_weights_drop_what_was_made_for_the_old(run_folder: Path, 
     assert CDMPipeline.from_pretrained(model).methods == ("cdm_saliency",)
 
 
+def test_either_of_the_first_stages_is_trained_alone(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    before = CDMPipeline.from_pretrained(run_folder / "model")
+    for stage, other, network in (("diffusion", "classifier", "unet"), ("classifier", "unet", "classifier")):
+        trained = train([folder], settings(), tmp_path / stage, progress=False, initial_model=run_folder / "model", stages=(stage,))
+        after = CDMPipeline.from_pretrained(trained)
+        assert weights_of(after, other) == weights_of(before, other)
+        assert weights_of(after, network) != weights_of(before, network)
+
+
+def weights_of(pipeline: CDMPipeline, network: str) -> list[list[float]]:
+    return [tensor.flatten().tolist() for tensor in getattr(pipeline, network).state_dict().values()]
+
+
 def test_exclusive_classes_are_found_in_the_tags_and_told_apart_from_empty_slices(tmp_path: Path) -> None:
     """Of every other case the blob is called large, of the rest small; nothing else tells the two apart."""
     table = read_tags(write_blob_study(tmp_path, count=14), {"tumor": "has_blob"})
