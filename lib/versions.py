@@ -3,14 +3,18 @@
 model/NAME/                      the model that was there first, if any: version `original`
 model/.versions/NAME/VERSION/    trained models, each written whole
 model/.versions/NAME/current     name of the version in service; `original` where it is missing
+
+`python -m lib.versions --model-dir model` lists them, with `rollback` it goes to an earlier one; a running server follows.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,3 +167,38 @@ def _record(folder: Path) -> dict[str, Any]:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Lists the versions of a model, or puts an earlier one in service."""
+    parser = argparse.ArgumentParser(prog="python -m lib.versions", description="Versions of a model: list them, or go back to one.")
+    parser.add_argument("action", nargs="?", choices=["list", "rollback"], default="list")
+    parser.add_argument("version", nargs="?", help="with rollback: which one; the one before that in service by default")
+    parser.add_argument("--model-dir", type=Path, required=True, help="folder of published models, as the server's")
+    parser.add_argument("--model", help="name of the model; needed where there are several")
+    options = parser.parse_args(arguments)
+    try:
+        versions = ModelVersions(options.model_dir, _choose_model(options.model_dir, options.model))
+        if options.action == "rollback":
+            versions.activate(options.version or versions.previous())
+    except VersionError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 1
+    print(json.dumps({"model": versions.name, "current": versions.current(), "versions": versions.history()}, indent=1))
+    return 0
+
+
+def _choose_model(model_dir: Path, name: str | None) -> str:
+    """The model of that name, or the only one there is."""
+    root = model_dir / FOLDER
+    originals = {path.parent.name for path in model_dir.glob(f"*/{INDEX}") if not path.parent.name.startswith(".")}
+    found = sorted(
+        originals | ({path.name for path in root.iterdir() if ModelVersions(model_dir, path.name).names()} if root.is_dir() else set())
+    )
+    if name in found or (name is None and len(found) == 1):
+        return name or found[0]
+    raise VersionError(f"{'say with --model which model' if name is None else f'unknown model {name!r}'}: {model_dir.name}/ holds {found}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +89,13 @@ class TagTable:
         class_names: the classes, alphabetically.
         tags: image id -> class -> tag, as given.
         patients: image id -> patient id; splits are made by patient.
+        num_slices: image id -> slices, where that is known: ranges that cover all of them leave none where the class is absent.
     """
 
     class_names: tuple[str, ...]
     tags: Mapping[str, Mapping[str, TagValue]]
     patients: Mapping[str, str]
+    num_slices: Mapping[str, int] = field(default_factory=dict)
 
     def states(self, image_id: str, num_slices: int) -> np.ndarray:
         """`(num_slices, num_classes)` int8 in the file's own slice order; a class without a tag is unknown."""
@@ -110,7 +113,20 @@ class TagTable:
     def subset(self, image_ids: Iterable[str]) -> TagTable:
         """The table of some images only."""
         keep = list(image_ids)
-        return TagTable(self.class_names, {i: self.tags[i] for i in keep}, {i: self.patients[i] for i in keep})
+        num_slices = {image: self.num_slices[image] for image in keep if image in self.num_slices}
+        return TagTable(self.class_names, {i: self.tags[i] for i in keep}, {i: self.patients[i] for i in keep}, num_slices)
+
+    def patients_with(self, class_name: str, state: int) -> set[str]:
+        """Patients of whom an image is tagged PRESENT, somewhere or on slices, or of whom slices are tagged ABSENT."""
+        return {self.patients[image] for image in self.tags if self._holds(image, class_name, state)}
+
+    def _holds(self, image: str, class_name: str, state: int) -> bool:
+        tag = self.tags[image].get(class_name)
+        if state == PRESENT:
+            return bool(tag)
+        if tag is None or tag is True:  # present somewhere says nothing of any slice
+            return False
+        return sum(last - first + 1 for first, last in tag or ()) < self.num_slices.get(image, math.inf)
 
 
 def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str | None = None, exclude: str | None = None) -> TagTable:
@@ -119,7 +135,7 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
     - JSON: `{"image": {"class": tag}}`.
     - CSV of tags: columns `image`, `class`, `tag`, and optionally `patient` and `split`.
     - CSV with one row a slice: `volume` (or `patient_id`), `slice_index` and a 0/1 column a class.
-    - CSV with one row an image: `image_id` and a 0/1 column a class.
+    - CSV with one row an image: `image_id` and a 0/1 column a class; an empty cell says nothing.
 
     Args:
         path: the table.
@@ -165,9 +181,11 @@ def _state_of(row: Mapping[str, str], column: str) -> int | None:
     return int(text == value.strip()) if is_value else TRUTHS.get(text.lower())
 
 
-def _table(tags: dict[str, dict[str, TagValue]], patients: dict[str, str]) -> TagTable:
-    names = sorted({name for by_class in tags.values() for name in by_class})
-    return TagTable(tuple(names), tags, {image: patients.get(image, image) for image in tags})
+def _table(
+    tags: dict[str, dict[str, TagValue]], patients: dict[str, str], num_slices: Mapping[str, int] | None = None, names: Iterable[str] = ()
+) -> TagTable:
+    names = sorted({*names, *(name for by_class in tags.values() for name in by_class)})
+    return TagTable(tuple(names), tags, {image: patients.get(image, image) for image in tags}, num_slices or {})
 
 
 def _from_json(path: Path) -> TagTable:
@@ -216,12 +234,16 @@ def _from_state_rows(rows: list[dict[str, str]], columns: Mapping[str, str]) -> 
             if int(index) in states:
                 raise TagError(f"image {image!r}, class {name!r}: tagged twice" + (f" on slice {index}" if by_slice else ""))
             states[int(index)] = state
-    whole: dict[int, TagValue] = {PRESENT: True, ABSENT: False, UNKNOWN: None}
     tags: dict[str, dict[str, TagValue]] = {
-        image: {name: (_runs(states) or False) if by_slice else whole[states[0]] for name, states in by_class.items()}
+        image: {
+            name: (_runs(states) or False) if by_slice else states[0] == PRESENT
+            for name, states in by_class.items()
+            if UNKNOWN not in states.values()
+        }
         for image, by_class in found.items()
     }
-    return _table(tags, patients)
+    num_slices = {image: len(next(iter(by_class.values()))) for image, by_class in found.items()} if by_slice else {}
+    return _table(tags, patients, num_slices, columns)
 
 
 def _runs(states: Mapping[int, int]) -> tuple[tuple[int, int], ...]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from app_cdm.config import PreprocessSettings
 from app_cdm.data.dataset import TaggedSlices, load_tagged_slices
-from app_cdm.data.tags import PRESENT, UNKNOWN, TagTable
+from app_cdm.data.tags import ABSENT, PRESENT, UNKNOWN, TagTable
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.networks.classifier import NoiseConditionalClassifier
 from app_cdm.pipeline import CDMPipeline
@@ -23,6 +23,8 @@ from app_cdm.training.teacher import student_probabilities
 
 MIN_PATIENTS = 4
 MIN_HELD_OUT_PATIENTS = 2
+MAX_TRIES = 200
+MEAN = "mean"
 
 
 class TooFewTagsError(ValueError):
@@ -33,28 +35,44 @@ def split_patients(tags: TagTable, share: float) -> tuple[TagTable, TagTable]:
     """Tags to learn from, and tags of held-out patients to judge by.
 
     A patient's place follows from the hash of the patient's id, so whoever is held out among many stays so when others are added.
-    Every class is present in both parts.
+    In both parts every class is present, and absent on some slices.
 
     Args:
         tags: all tags.
         share: of the patients to hold out.
 
     Raises:
-        TooFewTagsError: fewer than four patients are tagged, or a class is not both present and absent among them.
+        TooFewTagsError: fewer than four patients are tagged, or no two groups of them hold every class present and absent.
     """
-    patients = sorted(set(tags.patients.values()), key=_rank)
     lacking = missing_tags(tags)
     if lacking:
         raise TooFewTagsError("too few tags to learn from: " + "; ".join(lacking))
-    held_out = {patient for patient in patients if _rank(patient) < share} | set(patients[:MIN_HELD_OUT_PATIENTS])
-    for name in tags.class_names:
-        holding = sorted({tags.patients[image] for image, by_class in tags.tags.items() if by_class.get(name)}, key=_rank)
-        if holding and not held_out & set(holding):
-            held_out.add(holding[0])
-        if holding and set(holding) <= held_out:
-            held_out.discard(holding[-1])
+    held_out = _held_out_patients(tags, share)
     judged = [image for image in tags.tags if tags.patients[image] in held_out]
-    return tags.subset([image for image in tags.tags if image not in judged]), tags.subset(judged)
+    return tags.subset([image for image in tags.tags if tags.patients[image] not in held_out]), tags.subset(judged)
+
+
+def _held_out_patients(tags: TagTable, share: float) -> set[str]:
+    """By their hash; while a part lacks a state of a class, the patient changes sides after whom the fewest are lacking."""
+    patients = sorted(set(tags.patients.values()), key=_rank)
+    groups = [tags.patients_with(name, state) for name in tags.class_names for state in (PRESENT, ABSENT)]
+
+    def unmet(held_out: set[str]) -> list[set[str]]:
+        return [group for group in groups if not group & held_out or group <= held_out]
+
+    held_out = {patient for patient in patients if _rank(patient) < share} | set(patients[:MIN_HELD_OUT_PATIENTS])
+    tried = [held_out]
+    while found := unmet(held_out):
+        concerned = sorted(set.union(*found), key=_rank)
+        others = [other for other in (held_out ^ {patient} for patient in concerned) if other not in tried]
+        if not others or len(tried) > MAX_TRIES:
+            raise TooFewTagsError(
+                "too few tags to learn from: whoever is held out, a class is not both present and absent there and among the other "
+                "patients; tag more patients, with every class"
+            )
+        held_out = min(others, key=lambda other: len(unmet(other)))
+        tried.append(held_out)
+    return held_out
 
 
 def _rank(patient: str) -> float:
@@ -69,12 +87,10 @@ def missing_tags(tags: TagTable) -> list[str]:
     if len(patients) < MIN_PATIENTS:
         lacking.append(f"tag images of {MIN_PATIENTS - len(patients)} more patient(s)")
     for name in tags.class_names:
-        present = {tags.patients[image] for image, by_class in tags.tags.items() if by_class.get(name)}
-        # An image with slice ranges has absent slices too; one that is present somewhere says nothing of any slice.
-        absent = {tags.patients[image] for image, by_class in tags.tags.items() if by_class.get(name, True) not in (True, None)}
-        for state, found in (("present", present), ("absent, or present on a slice range", absent)):
-            if len(found) < 2:
-                lacking.append(f"class {name!r}: {2 - len(found)} more patient(s) tagged {state}")
+        for state, said in ((PRESENT, "present"), (ABSENT, "absent, or present on a slice range")):
+            found = len(tags.patients_with(name, state))
+            if found < MIN_HELD_OUT_PATIENTS:
+                lacking.append(f"class {name!r}: {MIN_HELD_OUT_PATIENTS - found} more patient(s) tagged {said}")
     return lacking
 
 
@@ -87,7 +103,7 @@ def gate_criterion(data: TaggedSlices) -> Callable[[nn.Module], float]:
     """Tag AUC of a classifier on held-out slices, a mean over classes; where a class lacks one state, minus its cross-entropy counts.
 
     Args:
-        data: held-out slices.
+        data: held-out slices; see `_judged` for volumes that hold a class somewhere.
 
     Returns:
         What `Monitor.criterion` asks for.
@@ -95,20 +111,31 @@ def gate_criterion(data: TaggedSlices) -> Callable[[nn.Module], float]:
 
     def criterion(module: nn.Module) -> float:
         assert isinstance(module, NoiseConditionalClassifier)
-        logits = slice_logits(module, data.slices)
-        return float(np.mean([_auc_or_loss(logits[:, c], data.states[:, c]) for c in range(len(data.class_names))]))
+        logits = slice_logits(module, data.slices).numpy()
+        return float(np.mean([_auc_or_loss(*_judged(logits[:, c], data, c)) for c in range(len(data.class_names))]))
 
     return criterion
 
 
-def _auc_or_loss(logits: torch.Tensor, states: torch.Tensor) -> float:
+def _judged(scores: np.ndarray, data: TaggedSlices, class_index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of what is known of a class, and whether it is present there.
+
+    That is every slice with a tag, and of a volume that holds the class somewhere the highest score.
+    """
+    states = data.states[:, class_index].numpy()
     known = states != UNKNOWN
-    if not known.any():
+    bags = data.bags[data.bags[:, 1] == class_index, 0].tolist()
+    highest = [scores[data.volume_index.numpy() == volume].max() for volume in bags]
+    return np.append(scores[known], highest), np.append(states[known] == PRESENT, np.ones(len(bags), bool)).astype(bool)
+
+
+def _auc_or_loss(logits: np.ndarray, is_present: np.ndarray) -> float:
+    if not len(logits):
         return 0.5
-    target = states[known] == PRESENT
-    if target.all() or not target.any():
-        return 0.5 - float(F.binary_cross_entropy_with_logits(logits[known], target.float()))
-    return tag_auc(logits[known].tolist(), target.tolist())
+    if is_present.all() or not is_present.any():
+        target = torch.from_numpy(is_present.astype(np.float32))
+        return 0.5 - float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits).float(), target))
+    return tag_auc(logits.tolist(), is_present.tolist())
 
 
 def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices, exclusive_classes: bool | None = None) -> dict[str, float]:
@@ -116,6 +143,7 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices, exclusive_classes
 
     `gate/<class>` is that of the gate as it works: of classifier and student together, smoothed along the volume in millimetres. With a
     student, `map/<class>` is that of its map alone, see `map_logits`; of classes that exclude each other on slices with this one or none.
+    A volume that holds a class somewhere counts as one slice, that with the highest score.
 
     Args:
         pipeline: the model.
@@ -131,18 +159,22 @@ def held_out_scores(pipeline: CDMPipeline, data: TaggedSlices, exclusive_classes
         maps = [student_probabilities(pipeline.student, data, every, index).numpy() for index in range(len(data.class_names))]
         of_maps = np.stack([map_logits(one) for one in maps], axis=1)
     beside_empty = pipeline.description.exclusive_classes if exclusive_classes is None else exclusive_classes
-    judged = {"gate": (_gate_scores(pipeline, data, of_classifier, of_maps), data.states)}
+    found = {"gate": (_gate_scores(pipeline, data, of_classifier, of_maps), data)}
     if of_maps is not None:
-        judged["map"] = (of_maps, (data.beside_empty_slices() if beside_empty else data).states)
+        found["map"] = (of_maps, data.beside_empty_slices() if beside_empty else data)
     scores: dict[str, float] = {}
     for class_index, name in enumerate(data.class_names):
-        for kind, (values, states) in judged.items():
-            known = (states[:, class_index] != UNKNOWN).numpy()
-            is_present = (states[known, class_index] == PRESENT).tolist()
-            if len(set(is_present)) > 1:
-                scores[f"{kind}/{name}"] = tag_auc(values[known, class_index].tolist(), is_present)
-    scores["mean"] = float(np.mean(list(scores.values()))) if scores else float("nan")
-    return scores
+        for kind, (values, judged_on) in found.items():
+            judged, is_present = _judged(values[:, class_index], judged_on, class_index)
+            if is_present.any() and not is_present.all():
+                scores[f"{kind}/{name}"] = tag_auc(judged.tolist(), is_present.tolist())
+    return with_mean(scores)
+
+
+def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
+    """The same with their `mean`; NaN where there are none."""
+    own = {name: value for name, value in scores.items() if name != MEAN}
+    return {**own, MEAN: float(np.mean(list(own.values()))) if own else float("nan")}
 
 
 def _gate_scores(pipeline: CDMPipeline, data: TaggedSlices, of_classifier: np.ndarray, of_maps: np.ndarray | None) -> np.ndarray:

@@ -17,7 +17,7 @@ from app_cdm.data.tags import TagError, TagTable
 from app_cdm.networks.presets import sizes_of
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.budget import Budget, count_mapped_slices, measured_once, warmed_up_in_time
-from app_cdm.training.held_out import gate_criterion, held_out_scores, load_held_out, split_patients
+from app_cdm.training.held_out import MEAN, gate_criterion, held_out_scores, load_held_out, split_patients, with_mean
 from app_cdm.training.loop import Monitor, Progress, Watch
 from app_cdm.training.run import TaggedFolder, train
 from app_cdm.training.settings import TrainSettings
@@ -76,9 +76,18 @@ class Candidate:
     scores_in_use: dict[str, float] | None
 
     @property
+    def compared(self) -> tuple[float, float] | None:
+        """Means of the candidate and of the model in use over what both are judged by, NaN where that is nothing; None without one."""
+        if self.scores_in_use is None:
+            return None
+        both = self.scores.keys() & self.scores_in_use.keys()
+        own, other = (with_mean({name: scores[name] for name in both})[MEAN] for scores in (self.scores, self.scores_in_use))
+        return own, other
+
+    @property
     def is_worse(self) -> bool:
-        """Whether the model in use tells held-out slices apart better."""
-        return self.scores_in_use is not None and self.scores["mean"] < self.scores_in_use["mean"]
+        """Whether the model in use tells held-out slices apart better, or nothing says that it does not."""
+        return self.compared is not None and not self.compared[0] >= self.compared[1]
 
 
 def retrain(

@@ -23,7 +23,7 @@ from app_cdm.training.loop import TrainingLoop, TrainingTask, Watch
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.record import run_record
 from app_cdm.training.settings import TrainSettings
-from app_cdm.training.sign import choose_sign
+from app_cdm.training.sign import choose_sign, rests_on_few
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES, RunPlan, StageName
 from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, DiffusionTask
 from app_cdm.training.team import Team
@@ -131,7 +131,7 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
     if initial is not None and not set(plan.stages) & set(FIRST_STAGES):
         if initial.class_names != data.class_names:
             raise ValueError(f"the initial model knows classes {list(initial.class_names)}, the tags {list(data.class_names)}")
-        return initial
+        return initial.with_networks(replace(initial.description, exclusive_classes=_are_exclusive(data, initial.description)))
     settings, count = plan.settings, len(data.class_names)
     torch.manual_seed(settings.seed)
     scheduler, classifier = build_scheduler(), build_classifier(settings.network, count)
@@ -155,11 +155,17 @@ def _train_diffusion(data: TaggedSlices, plan: RunPlan, initial: CDMPipeline | N
     description = ModelDescription(data.class_names, settings.network.patch_size, settings.preprocess)
     if initial is not None:  # calibrated settings stay until they are chosen anew
         description = replace(initial.description, preprocess=settings.preprocess)
-    # What many tags have said stays true until a slice is tagged with two classes, or none is empty.
-    is_exclusive = data.has_exclusive_classes or (description.exclusive_classes and data.allows_exclusive_classes)
-    description = replace(description, exclusive_classes=is_exclusive)
+    description = replace(description, exclusive_classes=data.has_exclusive_classes or _are_exclusive(data, description))
+    if initial is not None and "diffusion" not in plan.stages:  # decoder and student stay with the weights that they were made for
+        return initial.with_networks(description, classifier=classifier)
     pipeline = CDMPipeline(denoiser.unet, denoiser.condition_embedding, classifier, scheduler, description.to_dict(), record)
-    return pipeline if initial is not None else _with_sign(pipeline, data, plan)
+    keeps_sign = initial is not None and not rests_on_few(initial.config.training)
+    return pipeline if keeps_sign else _with_sign(pipeline, data, plan)
+
+
+def _are_exclusive(data: TaggedSlices, description: ModelDescription) -> bool:
+    """Whether classes go on to exclude each other: what many tags have said is true until a slice has two of them, or none is empty."""
+    return description.exclusive_classes and data.allows_exclusive_classes
 
 
 def _with_sign(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan) -> CDMPipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from app_cdm.saliency.base import SaliencyModel
 from app_cdm.saliency.cam import layer_cam
 from app_cdm.saliency.parallel import level_differences
 
-MAX_SLICES = 16
+MIN_SLICES, MAX_SLICES = 8, 16
 CLEAR = 2.0  # standard errors below zero
 
 
@@ -22,8 +23,8 @@ def choose_sign(model: SaliencyModel, data: TaggedSlices, settings: SaliencySett
     """The sign of the difference x0(present) - x0(absent) where the classifier sees the target.
 
     Up to sixteen slices a class that are tagged present, evenly spread. In each one the difference, a mean over noise levels, is averaged
-    with the weights of LayerCAM, and its mean over the body is subtracted. Where the mean over all slices is clearly below zero (two
-    standard errors), the target is dark, of all classes; else the sign stays what it was.
+    with the weights of LayerCAM, and its mean over the body is subtracted. Where the mean over all slices, eight at least, is clearly below
+    zero (two standard errors), the target is dark, of all classes; else the sign stays what it was.
 
     Args:
         model: the trained diffusion model and classifier.
@@ -31,7 +32,7 @@ def choose_sign(model: SaliencyModel, data: TaggedSlices, settings: SaliencySett
         settings: noise levels, draws, seed and batch size.
 
     Returns:
-        The sign, and for the record the share of the slices of each class whose target looks darker.
+        The sign, and for the record from how many slices, and the share of those of each class whose target looks darker.
     """
     found: dict[str, torch.Tensor] = {}
     for class_index, name in enumerate(data.class_names):
@@ -39,13 +40,16 @@ def choose_sign(model: SaliencyModel, data: TaggedSlices, settings: SaliencySett
         if len(index):
             chosen = index[torch.linspace(0, len(index) - 1, min(MAX_SLICES, len(index))).round().long()]
             found[name] = _contrast(model, data, chosen, class_index, settings)
-    if not found:
-        return settings.sign, {}
-    values = torch.cat(list(found.values()))
-    error = values.std(correction=0) / len(values) ** 0.5
-    sign: Sign = "negative" if values.mean() < -CLEAR * error else settings.sign
+    values = torch.cat([torch.zeros(0), *found.values()])
+    is_dark = len(values) >= MIN_SLICES and bool(values.mean() < -CLEAR * values.std() / len(values) ** 0.5)
+    sign: Sign = "negative" if is_dark else settings.sign
     darker = {name: round(float((own < 0).float().mean()), 3) for name, own in found.items()}
-    return sign, {"chosen": sign, "share_of_slices_with_a_darker_target": darker}
+    return sign, {"chosen": sign, "num_slices": len(values), "share_of_slices_with_a_darker_target": darker}
+
+
+def rests_on_few(record: Mapping[str, Any]) -> bool:
+    """Whether the sign of a model was left as it was for want of slices, as its training record says."""
+    return bool(record.get("sign", {}).get("num_slices", MIN_SLICES) < MIN_SLICES)
 
 
 def _contrast(model: SaliencyModel, data: TaggedSlices, index: torch.Tensor, class_index: int, settings: SaliencySettings) -> torch.Tensor:

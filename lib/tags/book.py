@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
-from app_cdm.data.tags import TagTable, parse_tag
-from lib.tags.images import Images
+from app_cdm.data.tags import TagTable, TagValue, parse_tag
+from app_cdm.data.volume import VolumeError
+from lib.tags.images import Images, count_slices
 from lib.tags.record import Provenance, StoredTag, TagsByImage, check_user
 from lib.tags.store import TagStore
 from lib.tags.validation import check_tags
@@ -75,11 +77,23 @@ class TagBook:
         return self.images.ids() & self.store.complete(self.class_names())
 
     def table(self) -> TagTable:
-        """What training learns from: images that are there, with their tags and patients; a table's patients count before DICOM's."""
+        """What training learns from: images that are there, with their tags and patients; a table's patients count before DICOM's.
+
+        Headers are read of the images alone that are present from the first slice on, and so perhaps on all.
+        """
         names, patients = self.class_names(), {**self.images.patients(), **self.store.patients()}
         known = {image: {name: by_class[name] for name in names if name in by_class} for image, by_class in self.known().items()}
         tags = {image: {name: parse_tag(value) for name, value in by_class.items()} for image, by_class in known.items() if by_class}
-        return TagTable(names, tags, {image: patients.get(image, image) for image in tags})
+        from_the_first = (image for image, by_class in tags.items() if any(map(_begins_at_first, by_class.values())))
+        return TagTable(names, tags, {image: patients.get(image, image) for image in tags}, self._count_slices(from_the_first))
+
+    def _count_slices(self, images: Iterable[str]) -> dict[str, int]:
+        """Image -> slices; one that cannot be read is left out, and named when it is learned from."""
+        found = {}
+        for image in images:
+            with suppress(VolumeError, OSError):
+                found[image] = count_slices(self.images, image)
+        return found
 
     def summary(self) -> dict[str, Any]:
         """How far tagging has come, and who did it."""
@@ -94,6 +108,10 @@ class TagBook:
             "users": dict(sorted(Counter(event.user for event in events).items())),
             "provenance": dict(sorted(Counter(event.provenance for event in events).items())),
         }
+
+
+def _begins_at_first(tag: TagValue) -> bool:
+    return isinstance(tag, tuple) and tag[0][0] == 0
 
 
 def _count(tags: TagsByImage, name: str, num_images: int) -> dict[str, int]:

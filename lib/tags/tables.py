@@ -60,7 +60,8 @@ def import_table(book: TagBook, name: str, content: bytes, options: ImportOption
     """
     check_user(options.user)
     table = parse_table(name, content, options)
-    given = {f"{image}{options.id_suffix}": {key: to_stored(tag) for key, tag in tags.items()} for image, tags in table.tags.items()}
+    said = {image: tags for image, tags in table.tags.items() if tags}  # a row of empty cells says nothing of its image
+    given = {f"{image}{options.id_suffix}": {key: to_stored(tag) for key, tag in tags.items()} for image, tags in said.items()}
     checked = book.check(given)
     changed = changes(checked, book.store.all_tags())
     action = None

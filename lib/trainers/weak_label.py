@@ -130,7 +130,9 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         in_use = model_folder(self._options)
         paths = {image: Path(self._find_image(image)) for image in tags.tags}
         base = CDMPipeline.from_pretrained(in_use).model_version if in_use is not None and wanted.settings.start == "published" else ""
-        identity = json.dumps([tags.digest(), wanted.settings.to_dict(), settings.to_dict(), base], sort_keys=True)
+        identity = json.dumps(
+            [tags.digest(), sorted(tags.patients.items()), wanted.settings.to_dict(), settings.to_dict(), base], sort_keys=True
+        )
         run_folder = self.folder / f"run_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         self._forget_old_runs(run_folder)
         device = "cpu" if wanted.device == "cpu" or not torch.cuda.is_available() else "cuda"
@@ -185,7 +187,7 @@ def served_versions(options: AppOptions) -> ModelVersions:
 
 
 def _compared(candidate: Candidate) -> str:
-    before, now = candidate.scores_in_use, candidate.scores["mean"]
+    now, before = candidate.compared or (candidate.scores["mean"], None)
     if not math.isfinite(now):
         return "not judged, because the held-out patients have no class on some slices and not on others; tag more patients"
-    return f"held-out score {now:.3f}" + (f", before {before['mean']:.3f}" if before is not None else "")
+    return f"held-out score {now:.3f}" + (f", before {before:.3f}" if before is not None else "")

@@ -93,7 +93,8 @@ def test_rows_of_slices_may_come_in_any_order(tmp_path: Path) -> None:
 
 def test_table_by_image_says_present_somewhere(tmp_path: Path) -> None:
     table = read_tags(write(tmp_path / "t.csv", "image_id,group_id,has_lesion", "x,g1,1", "y,g1,0", "z,g2,"))
-    assert table.tags == {"x": {"lesion": True}, "y": {"lesion": False}, "z": {"lesion": None}}
+    assert table.tags == {"x": {"lesion": True}, "y": {"lesion": False}, "z": {}}
+    assert table.class_names == ("lesion",)
     assert table.patients == {"x": "g1", "y": "g1", "z": "g2"}
     assert table.states("x", 1).tolist() == [[PRESENT]]
     assert table.states("x", 3).tolist() == [[UNKNOWN]] * 3

@@ -56,6 +56,16 @@ def test_import_export_history_and_backup(studies: Path, table: Path, tmp_path: 
     copy.close()
 
 
+def test_empty_cells_leave_tags_as_they_are(studies: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("import", studies, str(table)) == 0
+    blank = tmp_path / "blank.csv"
+    blank.write_text("image_id,has_edema,has_tumor\ncase0,,1\ncase1,,\n")
+    assert run("import", studies, str(blank)) == 0
+    assert json.loads(capsys.readouterr().out.split("}")[1] + "}")["changed"] == 1
+    assert run("export", studies, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"case0": {"edema": False, "tumor": True}, "case1": {"tumor": True}}
+
+
 def test_refusals_say_why_and_store_nothing(studies: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table.write_text(TABLE + "case2,tumor,present,p2\n")
     assert run("import", studies, str(table)) == 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lib.models import model_folder
 from lib.options import AppOptions
-from lib.versions import INDEX, MAX_KEPT, ORIGINAL, POINTER, ModelVersions, VersionError, trained_names
+from lib.versions import INDEX, MAX_KEPT, ORIGINAL, POINTER, ModelVersions, VersionError, main, trained_names
 
 
 def write_model(folder: Path, text: str = "weights", **training: object) -> Path:
@@ -51,6 +52,30 @@ def test_rollback_goes_back_and_forth(versions: ModelVersions, tmp_path: Path) -
         versions.previous()
     versions.activate(first)
     assert versions.current() == first
+
+
+def test_the_command_lists_and_goes_back(versions: ModelVersions, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [versions.publish(write_model(tmp_path / text, text, tag_set_sha256=text), hash_of(n)) for n, text in enumerate("ab")]
+    where = ["--model-dir", str(versions.model_dir)]
+
+    def told(*arguments: str) -> dict[str, Any]:
+        assert main([*arguments, *where]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    listed = told()
+    assert (listed["model"], listed["current"]) == ("brain", names[1])
+    assert [entry["version"] for entry in listed["versions"]] == [ORIGINAL, *names]
+    assert [entry.get("tag_set_sha256") for entry in listed["versions"]] == [None, "a", "b"]
+    assert told("rollback")["current"] == names[0] == versions.current()
+    assert told("rollback", names[1])["current"] == names[1] == versions.current()
+    assert main(["rollback", "../brain", *where]) == 1
+    assert "unknown version '../brain'" in capsys.readouterr().err
+    write_model(versions.model_dir / "heart")
+    assert main(where) == 1
+    assert "say with --model which model: model/ holds ['brain', 'heart']" in capsys.readouterr().err
+    assert told("--model", "heart")["current"] == ORIGINAL
+    assert main(["--model", "lung", *where]) == 1
 
 
 @pytest.mark.parametrize("name", ["nonsense", "../brain", "", "20260101T000000Z-000000000009"])

@@ -114,11 +114,13 @@ def test_new_diffusion_weights_drop_what_was_made_for_the_old(run_folder: Path, 
 
 def test_either_of_the_first_stages_is_trained_alone(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
     before = CDMPipeline.from_pretrained(run_folder / "model")
-    for stage, other, network in (("diffusion", "classifier", "unet"), ("classifier", "unet", "classifier")):
+    kept = {"diffusion": ("classifier", "unet", ("cdm_saliency",)), "classifier": ("unet", "classifier", before.methods)}
+    for stage, (other, network, methods) in kept.items():
         trained = train([folder], settings(), tmp_path / stage, progress=False, initial_model=run_folder / "model", stages=(stage,))
         after = CDMPipeline.from_pretrained(trained)
         assert weights_of(after, other) == weights_of(before, other)
         assert weights_of(after, network) != weights_of(before, network)
+        assert after.methods == methods
 
 
 def weights_of(pipeline: CDMPipeline, network: str) -> list[list[float]]:
@@ -166,5 +168,6 @@ def test_exclusive_classes_are_found_in_the_tags_and_told_apart_from_empty_slice
     image = next(iter(few))
     few[image] = dict.fromkeys(("large", "small"), by_image[image])
     met = TaggedFolder.of_files(further.paths, TagTable(("large", "small"), few, folder.tags.patients))
-    tuned = train([met], short, tmp_path / "met", progress=False, initial_model=tmp_path / "kinds" / "model", stages=("classifier",))
-    assert not CDMPipeline.from_pretrained(tuned).description.exclusive_classes
+    for stages in (("classifier",), ("student",)):
+        tuned = train([met], short, tmp_path / stages[0], progress=False, initial_model=tmp_path / "kinds" / "model", stages=stages)
+        assert not CDMPipeline.from_pretrained(tuned).description.exclusive_classes

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,9 +23,17 @@ from app_cdm.data.volume import read_volume
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.networks.presets import PRESETS
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.segmentation.gate import slice_scores
+from app_cdm.segmentation.gate import slice_logits, slice_scores
 from app_cdm.student.settings import StudentSettings
-from app_cdm.training.held_out import TooFewTagsError, held_out_scores, load_held_out, missing_tags, split_patients
+from app_cdm.training.held_out import (
+    TooFewTagsError,
+    gate_criterion,
+    held_out_scores,
+    load_held_out,
+    missing_tags,
+    split_patients,
+    with_mean,
+)
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
 from app_cdm.training.settings import TrainSettings
@@ -47,6 +57,42 @@ def test_patients_are_split_whole_and_both_parts_hold_the_class(count: int, shar
     assert not {learned.patients[i] for i in learned.tags} & {judged.patients[i] for i in judged.tags}
     for part in (learned, judged):
         assert any(by_class["tumor"] for by_class in part.tags.values())
+
+
+@st.composite
+def tag_tables(draw: st.DrawFn) -> TagTable:
+    """Few patients with one to three classes and tags of every kind; an image has four slices."""
+    names = tuple("abc"[: draw(st.integers(1, 3))])
+    value = st.sampled_from([True, False, None, ((1, 2),), ((0, 3),), ((0, 1), (2, 3))])
+    ids = draw(st.lists(st.integers(0, 10**6), min_size=4, max_size=9, unique=True))
+    tags = {f"p{number}": {name: draw(value) for name in names} for number in ids}
+    return TagTable(names, tags, {image: image for image in tags}, dict.fromkeys(tags, 4))
+
+
+@given(tag_tables(), st.floats(0.05, 0.6))
+def test_both_parts_hold_both_states_of_every_class_or_the_split_is_refused(tags: TagTable, share: float) -> None:
+    try:
+        parts = split_patients(tags, share)
+    except TooFewTagsError:
+        patients = sorted(set(tags.patients.values()))
+        chosen = (set(part) for size in range(len(patients) + 1) for part in itertools.combinations(patients, size))
+        assert not any(is_whole(tags, one) and is_whole(tags, set(patients) - one) for one in chosen)
+        return
+    assert all(is_whole(tags, set(part.tags)) for part in parts)
+
+
+def is_whole(tags: TagTable, images: set[str]) -> bool:
+    """Whether every class is present, and absent on some slice."""
+    values = [[tags.tags[image][name] for image in images] for name in tags.class_names]
+    return all(any(found) and any(value in (False, ((1, 2),)) and value is not None for value in found) for found in values)
+
+
+def test_a_range_over_every_slice_leaves_none_absent() -> None:
+    pictures = {f"p{number}": {"tumor": ((0, 0),)} for number in range(6)}
+    patients = {image: image for image in pictures}
+    assert missing_tags(TagTable(("tumor",), pictures, patients, dict.fromkeys(pictures, 2))) == []
+    (said,) = missing_tags(TagTable(("tumor",), pictures, patients, dict.fromkeys(pictures, 1)))
+    assert "2 more patient(s) tagged absent" in said
 
 
 def test_whoever_is_held_out_stays_so_when_patients_are_added() -> None:
@@ -193,7 +239,37 @@ def test_one_stage_alone_leaves_the_others_as_they_are_whatever_the_preset_and_r
             assert torch.equal(tensor, after.networks[name].state_dict()[key]), f"{name}.{key}"
 
 
-def test_worse_is_a_lower_mean_on_the_same_tags(tmp_path: Path) -> None:
-    assert Candidate(tmp_path, {"mean": 0.8}, {"mean": 0.9}).is_worse
-    assert not Candidate(tmp_path, {"mean": 0.9}, {"mean": 0.9}).is_worse
-    assert not Candidate(tmp_path, {"mean": 0.1}, None).is_worse
+def test_worse_is_a_lower_mean_of_what_both_are_judged_by(tmp_path: Path) -> None:
+    def worse(own: dict[str, float], other: dict[str, float] | None) -> bool:
+        return Candidate(tmp_path, with_mean(own), None if other is None else with_mean(other)).is_worse
+
+    assert worse({"gate/a": 0.8}, {"gate/a": 0.9})
+    assert not worse({"gate/a": 0.9}, {"gate/a": 0.9})
+    assert not worse({"gate/a": 0.1}, None)
+    # A map that the model in use has not neither raises nor lowers the candidate.
+    assert not worse({"gate/a": 0.9, "map/a": 0.5}, {"gate/a": 0.8})
+    assert worse({"gate/a": 0.7, "map/a": 1.0}, {"gate/a": 0.8})
+    # Where nothing tells the two apart, what is in use stays.
+    assert worse({}, {})
+    assert worse({"map/a": 1.0}, {"gate/a": 0.5})
+
+
+def test_a_volume_that_holds_the_class_somewhere_counts_with_its_highest_score(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]],
+) -> None:
+    found, _, tags, paths, _ = candidate
+    pipeline = CDMPipeline.from_pretrained(found.folder).with_networks(student=None)
+    judged = split_patients(tags, RetrainSettings().held_out_share)[1]
+    somewhere = next(iter(judged.tags))
+    vague = dataclasses.replace(judged, tags={**judged.tags, somewhere: {"tumor": True}})
+    data = load_held_out(paths, vague, pipeline.description.preprocess)
+    assert data.bags.tolist() == [[0, 0]]
+    logits = slice_logits(pipeline.classifier, data.slices).numpy()[:, 0]
+    smoothing = pipeline.settings_for("cdm_saliency").mask.gate_smoothing_mm
+    volumes = [slice_scores(logits[data.volume_index.numpy() == number], 5.0, smoothing) for number in range(len(data.image_ids))]
+    scores = [float(volumes[0].max()), *np.concatenate(volumes[1:]).tolist()]
+    is_present = [True, *(data.states[data.volume_index > 0, 0] == 1).tolist()]
+    expected = pytest.approx(tag_auc(scores, is_present))
+    assert held_out_scores(pipeline, data) == {"gate/tumor": expected, "mean": expected}
+    of_logits = [float(logits[data.volume_index == 0].max()), *logits[data.volume_index > 0].tolist()]
+    assert gate_criterion(data)(pipeline.classifier) == pytest.approx(tag_auc(of_logits, is_present))

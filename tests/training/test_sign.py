@@ -13,7 +13,7 @@ from app_cdm.data.dataset import TaggedSlices
 from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet
 from app_cdm.saliency.base import SaliencyModel
 from app_cdm.training.loop import TrainingLoop
-from app_cdm.training.sign import choose_sign
+from app_cdm.training.sign import MIN_SLICES, choose_sign, rests_on_few
 from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, DiffusionTask
 from tests.training.synthetic import NETWORK, blob_slices, tiny_settings
 
@@ -53,8 +53,15 @@ def test_sign_of_the_target_is_found(value: float, sign: str, tmp_path: Path) ->
     assert choose_sign(model, data, SETTINGS) == (found, record), "deterministic"
 
 
-def test_without_a_present_slice_the_sign_stays(tmp_path: Path) -> None:
-    data = slices_with(0.9)
-    model = trained(data, tmp_path, 1)
-    nothing = replace(data, states=torch.zeros_like(data.states))
-    assert choose_sign(model, nothing, SETTINGS.replace(sign="magnitude")) == ("magnitude", {})
+def test_with_few_present_slices_the_sign_stays_and_is_asked_for_again(tmp_path: Path) -> None:
+    """The mean of a few values is below zero half of the time, and of one alone nothing says how much they differ."""
+    data = slices_with(-0.8)
+    model = trained(data, tmp_path, 150)
+    present = torch.nonzero(data.states[:, 0] == 1)[:, 0]
+    for count in (0, 1, MIN_SLICES - 1, MIN_SLICES):
+        states = torch.zeros_like(data.states)
+        states[present[:count]] = 1
+        sign, record = choose_sign(model, replace(data, states=states), SETTINGS)
+        assert (sign, record["num_slices"]) == ("negative" if count == MIN_SLICES else "positive", count)
+        assert rests_on_few({"sign": record}) == (count < MIN_SLICES)
+    assert not rests_on_few({}), "a model that says nothing of it keeps its sign"

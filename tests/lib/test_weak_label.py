@@ -1,0 +1,84 @@
+"""What the trainer does with a candidate: published, kept back, or published all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app_cdm.pipeline import CDMPipeline
+from app_cdm.training.retrain import Candidate
+from lib.datastore import FolderDatastore
+from lib.options import AppOptions
+from lib.tags.book import TagBook
+from lib.tags.images import DatastoreImages
+from lib.tags.store import TagStore
+from lib.trainers import weak_label
+from lib.trainers.weak_label import WeakLabel, served_versions
+from lib.versions import ORIGINAL
+from tests.host.studies import head, write_nifti, write_picture
+from tests.host.tiny_model import CLASS_NAMES, save_tiny_model
+
+# diffusers leaves closing the weights to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[TagBook]:
+    (tmp_path / "studies").mkdir()
+    for seed in range(4):
+        write_nifti(tmp_path / "studies" / f"case{seed}.nii.gz", head(seed))
+    write_picture(tmp_path / "studies" / "picture.png")
+    datastore = FolderDatastore(tmp_path / "studies", tmp_path / "cache", auto_reload=False)
+    store = TagStore(tmp_path / "tags.sqlite")
+    yield TagBook(store, DatastoreImages(datastore), lambda: CLASS_NAMES)
+    store.close()
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> AppOptions:
+    save_tiny_model(tmp_path / "models" / "tiny")
+    return AppOptions(tmp_path / "models", device="cpu")
+
+
+def train(
+    options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch, scores: dict[str, float], **request: object
+) -> dict[str, Any]:
+    """A training whose networks are those of another seed, judged as said; the model in use has .8."""
+    folder = save_tiny_model(options.model_dir.parent / "candidate", seed=1)
+    found = Candidate(folder, {**scores, "mean": 0.5}, {"gate/tumor": 0.8, "mean": 0.8})
+    monkeypatch.setattr(weak_label, "retrain", lambda *_: found)
+    return WeakLabel(options, book, str)({"minutes": 1, **request}, book.images._datastore)  # type: ignore[attr-defined]
+
+
+def test_what_is_worse_or_not_judged_is_kept_back_unless_forced(
+    options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = train(options, book, monkeypatch, {"gate/tumor": 0.7})
+    assert worse["state"] == "kept back"
+    assert "held-out score 0.700, before 0.800" in worse["message"]
+    unjudged = train(options, book, monkeypatch, {})
+    assert unjudged["state"] == "kept back"
+    assert "not judged" in unjudged["message"] and "force=true" in unjudged["message"]
+    assert served_versions(options).current() == ORIGINAL
+    forced = train(options, book, monkeypatch, {"gate/tumor": 0.7}, force=True)
+    assert forced["state"] == "published"
+    in_service = served_versions(options)
+    assert in_service.current() == forced["version"] != ORIGINAL
+    new = CDMPipeline.from_pretrained(in_service.folder()).model_version
+    assert forced["version"].endswith(new) and new != CDMPipeline.from_pretrained(options.model_dir / "tiny").model_version
+
+
+def test_what_is_not_worse_is_published(options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(options, book, monkeypatch, {"gate/tumor": 0.8})["state"] == "published"
+
+
+def test_slices_are_counted_where_an_image_may_be_present_throughout(book: TagBook) -> None:
+    present: dict[str, Any] = {"case0": [[0, 2]], "case1": [[1, 2]], "picture": [[0, 0]], "case2": False}
+    book.write({image: {"tumor": value} for image, value in present.items()}, "ann", "manual")
+    table = book.table()
+    assert set(table.num_slices) == {"case0", "picture"}
+    assert table.num_slices["picture"] == 1
+    assert table.patients_with("tumor", 0) == {"case0", "case1", "case2"}
