@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -63,7 +64,8 @@ class EvaluationSettings(Settings):
         class_name: the class; may be empty where the model has one.
         column: 0/1 tag column of that class.
         modality: part of the image names after the id, such as `flair`; may be empty where an id has one image.
-        reference_values: values of the reference mask that count; any above 0 where empty.
+        reference_values: values of the reference masks that count; any above 0 where empty, which a model of several classes refuses if the
+            masks hold several.
         is_geometry_real: whether spacing is measured, not nominal; only then distances are given in mm too.
         limit: at most this many images; 0 takes all.
     """
@@ -103,7 +105,7 @@ def evaluate(
 
     Raises:
         FileNotFoundError: the dataset lacks a table, an image or a mask.
-        ValueError: the split is `train` or empty, or the class is unknown.
+        ValueError: the split is `train` or empty, the class is unknown, or which values of the masks are of it.
 
     Example:
         >>> report = evaluate(pipeline, Path("lgg"), EvaluationSettings(protocol="tag_given"))  # doctest: +SKIP
@@ -115,12 +117,24 @@ def evaluate(
     if class_name not in pipeline.class_names or (not evaluation.class_name and len(pipeline.class_names) > 1):
         raise ValueError(f"class_name = {evaluation.class_name!r}: must be one of {list(pipeline.class_names)}")
     found = find_reference_cases(dataset, evaluation.split, evaluation.column, evaluation.modality)[: evaluation.limit or None]
+    if len(pipeline.class_names) > 1 and not evaluation.reference_values:
+        _check_labels(found, class_name)
     cases = []
     for number, case in enumerate(found):
         cases.append(_evaluate_case(pipeline, case, class_name, evaluation, settings))
         if progress is not None:
             progress((number + 1) / len(found))
     return _report(pipeline, dataset.resolve().name, class_name, evaluation, settings, cases)
+
+
+def _check_labels(cases: Sequence[ReferenceCase], class_name: str) -> None:
+    """Refuses masks of several labels, not all of which can be the class."""
+    labels: set[int] = set()
+    for case in cases:
+        with suppress(ValueError, OSError):  # a mask that cannot be read is recorded with its case
+            labels.update(int(label) for label in np.unique(read_volume(case.reference).array) if label > 0)
+    if len(labels) > 1:
+        raise ValueError(f"the reference masks hold the values {sorted(labels)}: say which are {class_name!r} (--reference-values)")
 
 
 def _evaluate_case(

@@ -29,9 +29,8 @@ from app_cdm.segmentation.refinement import follow_image, random_walk
 from app_cdm.training.run import TaggedFolder
 from app_cdm.training.stage import Stage
 from app_cdm.training.teacher import Boundary, decoder_probabilities, saliency_probabilities, student_probabilities, teach
+from benchmarks.shipped import MODEL, runs_of_model
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "model" / "cdm_lgg_flair"
 STIFFNESSES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 PRIOR_BLURS = tuple(pixels / 64 for pixels in (1.5, 2.0, 2.5, 3.0, 3.5))
 PRIOR_WEIGHTS = (0.3, 0.5, 1.0)
@@ -44,7 +43,7 @@ def main() -> int:
     """Prints the table as Markdown and keeps it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "refinement_agreement")
+    parser.add_argument("--run", type=Path, default=runs_of_model() / "refinement_agreement")
     options = parser.parse_args()
     result = _agreements(options.data / "lgg", options.run)
     (options.run / "agreement.json").write_text(json.dumps(result, indent=1))
@@ -78,9 +77,9 @@ def _agreements(dataset: Path, run: Path) -> dict[str, dict[str, float]]:
 
 def _boundaries() -> Iterator[tuple[str, Boundary]]:
     """Name and function of every refinement that is compared."""
-    yield "none", lambda probabilities, slices: probabilities
+    yield "none", lambda probabilities, slices, places: probabilities
     for stiffness in STIFFNESSES:
-        yield f"walk, stiffness {stiffness:g}", partial(random_walk, stiffness=stiffness)
+        yield f"walk, stiffness {stiffness:g}", partial(_walk, stiffness=stiffness)
     yield "**in use:** appearance, weight 0.5, blur 2.5 px, reach 4 px, and nothing new", follow_image
     for weight, blur, reach in itertools.product(PRIOR_WEIGHTS, PRIOR_BLURS, REACHES):
         yield (
@@ -89,9 +88,14 @@ def _boundaries() -> Iterator[tuple[str, Boundary]]:
         )
 
 
-def _appearance(probabilities: np.ndarray, slices: np.ndarray, **settings: float) -> np.ndarray:
+def _walk(probabilities: np.ndarray, slices: np.ndarray, places: np.ndarray, stiffness: float) -> np.ndarray:
+    """The walk alone."""
+    return random_walk(probabilities, slices, stiffness=stiffness, places=places)
+
+
+def _appearance(probabilities: np.ndarray, slices: np.ndarray, places: np.ndarray, **settings: float) -> np.ndarray:
     """`follow_image` with other settings, and with what appears anew."""
-    return random_walk(appearance_posterior(probabilities, slices, **settings), slices)
+    return random_walk(appearance_posterior(probabilities, slices, **settings), slices, places=places)
 
 
 def _mean_dice(one: np.ndarray, other: np.ndarray) -> float:

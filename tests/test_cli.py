@@ -108,7 +108,10 @@ def test_evaluate_prints_and_writes_a_report(workspace: Path, model: Path, tmp_p
     arguments = ["evaluate", "--model", str(model), "--dataset", str(workspace / "test"), "--column", "has_blob", "--output", str(report)]
     assert main([*arguments, *QUICK]) == 0
     assert "|" in capsys.readouterr().out
-    assert json.loads(report.read_text())
+    assert json.loads(report.read_text())["evaluation"]["reference_values"] == []
+    assert main([*arguments, *QUICK, "--limit", "1", "--reference-values", "1", "3"]) == 0
+    assert json.loads(report.read_text())["evaluation"]["reference_values"] == [1, 3]
+    capsys.readouterr()
     assert main([*arguments, *QUICK, "--split", "train"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 

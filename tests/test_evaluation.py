@@ -15,7 +15,7 @@ from PIL import Image
 
 from app_cdm.config import PreprocessSettings, SegmentationSettings, SettingsError
 from app_cdm.data.slices import cut_slices
-from app_cdm.data.volume import Volume, VolumeError
+from app_cdm.data.volume import Volume, VolumeError, read_volume
 from app_cdm.evaluation import EvaluationReport, EvaluationSettings, evaluate, format_report
 from app_cdm.metrics.reference import find_reference_cases
 from app_cdm.pipeline import Segmentation
@@ -28,7 +28,7 @@ NUM_SLICES = 5
 class ThresholdSegmenter:
     """Marks bright pixels; a slice is positive from a share of bright pixels, unless the slices are given."""
 
-    class_names = ("lesion", "other")
+    class_names: tuple[str, ...] = ("lesion", "other")
     model_version = "threshold"
     default_settings = SegmentationSettings(slicing_axis=0)
 
@@ -58,6 +58,12 @@ class ThresholdSegmenter:
             network_evaluations=10 * int(positive.sum()),
             model_version=self.model_version,
         )
+
+
+class OneClassSegmenter(ThresholdSegmenter):
+    """The same, and knows of nothing else."""
+
+    class_names = ("lesion",)
 
 
 def write_case(root: Path, name: str, squares: Sequence[int], bright: Sequence[int]) -> list[dict[str, object]]:
@@ -140,6 +146,27 @@ def test_mask_on_another_grid_is_an_error(dataset: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((10, 10, NUM_SLICES), np.uint8), np.eye(4)), dataset / "masks" / "a_seg.nii.gz")
     report = evaluate(ThresholdSegmenter(), dataset, EvaluationSettings(class_name="lesion"))
     assert "does not lie on the grid" in report.cases[0].error and report.cases[1].error == ""
+
+
+def test_masks_of_several_labels_are_scored_by_those_of_the_class_or_refused(dataset: Path) -> None:
+    path = dataset / "masks" / "a_seg.nii.gz"
+    labels = read_volume(path).array.astype(np.uint8)
+    labels[7:9, 7:9, 0] = 2
+    nib.save(nib.Nifti1Image(labels, AFFINE), path)
+    with pytest.raises(ValueError, match=r"hold the values \[1, 2\]: say which are 'lesion' \(--reference-values\)"):
+        evaluate(ThresholdSegmenter(), dataset, EvaluationSettings(class_name="lesion"))
+    scored = evaluate(ThresholdSegmenter(), dataset, EvaluationSettings(class_name="lesion", reference_values=(1,)))
+    assert scored.figures["slice_dice"].n == 5 and scored.figures["slice_dice"].mean == pytest.approx((3 + by_hand([(4, 2)])) / 5)
+    assert EvaluationSettings.from_dict(scored.evaluation).reference_values == (1,)
+    both = evaluate(OneClassSegmenter(), dataset)
+    assert both.figures["slice_dice"].n == 6, "of one class any value above 0 counts"
+    nib.save(nib.Nifti1Image(np.where(labels == 2, 0, labels), AFFINE), path)
+    other = dataset / "masks" / "b_seg.nii.gz"
+    nib.save(nib.Nifti1Image(2 * read_volume(other).array, AFFINE), other)
+    with pytest.raises(ValueError, match="say which are 'lesion'"):
+        evaluate(ThresholdSegmenter(), dataset, EvaluationSettings(class_name="lesion"))
+    other.write_bytes(b"broken")
+    assert evaluate(ThresholdSegmenter(), dataset, EvaluationSettings(class_name="lesion")).num_errors == 1
 
 
 def test_report_survives_json(dataset: Path, tmp_path: Path) -> None:

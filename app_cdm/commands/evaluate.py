@@ -20,6 +20,14 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument("--split", default="test", help="never train; default test")
     parser.add_argument("--protocol", choices=typing.get_args(EvaluationProtocol), default="all_slices")
     parser.add_argument("--class", dest="class_name", default="", help="class, where the model has several")
+    parser.add_argument(
+        "--reference-values",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="VALUE",
+        help="values of the reference masks that are the class; default any above 0, where masks or model know one class only",
+    )
     parser.add_argument("--column", default="has_lesion", help="0/1 tag column of the class")
     parser.add_argument("--modality", default="", help="part of image names after the id, such as flair")
     parser.add_argument("--real-geometry", action="store_true", help="spacing is measured, not nominal: give distances in mm too")
@@ -37,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
         class_name=options.class_name,
         column=options.column,
         modality=options.modality,
+        reference_values=tuple(options.reference_values),
         is_geometry_real=options.real_geometry,
         limit=options.limit,
     )

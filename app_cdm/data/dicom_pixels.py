@@ -59,7 +59,13 @@ def _read_slice(header: SliceHeader) -> np.ndarray:
         with _decoding(header, data):
             return _luminance(data).T.reshape(header.shape)
     try:
-        return _pixels_by_itk(header).reshape(header.shape)
+        if data.get("PhotometricInterpretation") != "MONOCHROME1":
+            return _pixels_by_itk(header.path, header).reshape(header.shape)
+        data.PhotometricInterpretation = "MONOCHROME2"  # GDCM would invert the pixels
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "slice.dcm"
+            data.save_as(path)
+            return _pixels_by_itk(path, header).reshape(header.shape)
     except RuntimeError:
         with _decoding(header, data):
             return _pixels_by_pydicom(data, header).reshape(header.shape)
@@ -115,11 +121,11 @@ def _stored(data: pydicom.Dataset) -> np.ndarray:
     return np.asarray((pixels << unused) >> unused, dtype=np.float64)
 
 
-def _pixels_by_itk(header: SliceHeader) -> np.ndarray:
+def _pixels_by_itk(path: Path, header: SliceHeader) -> np.ndarray:
     """GDCM leaves the rescale of plain MR objects out (their slope may change from slice to slice); it is applied here then."""
     image_io = itk.GDCMImageIO.New()
     reader = ITKReader(pixel_type=itk.F, imageio=image_io)
-    array, _ = reader.get_data(reader.read(header.path))
+    array, _ = reader.get_data(reader.read(path))
     if (image_io.GetRescaleSlope(), image_io.GetRescaleIntercept()) == (1.0, 0.0):
         return np.asarray(array * np.float32(header.slope) + np.float32(header.intercept))
     return np.array(array)
@@ -159,11 +165,13 @@ class _Frames:
         """Stored values of a frame, `(rows, columns)`."""
         if self._plain is not None:
             return np.asarray(self._plain.reshape(-1, *self._plain.shape[-2:])[frame])
-        # GDCM knows one scale for all frames and pydicom not every syntax: the frame alone, as a plain file, has neither trouble.
+        # GDCM knows one scale for all frames and inverts MONOCHROME1, and pydicom knows not every syntax: the frame alone, as a plain
+        # file, has none of these troubles.
         single = pydicom.Dataset()
         for tag in PIXEL_TAGS:
             if tag in self.data:
                 setattr(single, tag, self.data[tag].value)
+        single.PhotometricInterpretation = "MONOCHROME2"
         single.SOPClassUID = MRImageStorage
         single.file_meta = pydicom.dataset.FileMetaDataset()
         single.file_meta.MediaStorageSOPClassUID = MRImageStorage

@@ -35,7 +35,7 @@ class Volume:
         affine: `(4, 4)` float64, voxel index to RAS millimetres.
         kind: the format it came from.
         path: where it came from, if anywhere.
-        nifti_header: header of a NIfTI source, so that a mask can keep its qform and sform; None otherwise.
+        nifti_header: header of a NIfTI source, so that a mask can keep its qform, sform and unit of length; None otherwise.
     """
 
     array: np.ndarray

@@ -59,7 +59,7 @@ def _read_grid(path: Path, size: int, modified: int) -> Volume:
     if name.endswith(nifti.SUFFIXES):
         with reading(path, "NIfTI"):
             image = cast(nib.nifti1.Nifti1Image, nib.load(path))
-            return _empty(tuple(image.shape), np.asarray(image.affine), "nifti", path)
+            return _empty(tuple(image.shape), nifti.affine_mm(image.header), "nifti", path)
     if name.endswith(nrrd.SUFFIXES):
         return _empty(*_nrrd_grid(path), "nrrd", path)
     if name.endswith(picture.SUFFIXES):

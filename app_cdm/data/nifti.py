@@ -17,13 +17,14 @@ from app_cdm.data.grid import Volume, VolumeError, check_shape, checked_volume, 
 
 SUFFIXES = (".nii", ".nii.gz")
 SLICES_AT_ONCE = 16
+UNITS_MM = {1: 1000.0, 3: 0.001}  # of metres and microns, by their codes; any other code counts as millimetres
 
 
 def read_nifti(path: Path) -> Volume:
     """Reads one NIfTI-1 or NIfTI-2 file.
 
     The array keeps the file's voxel order and the affine is nibabel's (sform before qform before spacing), so nothing is
-    flipped or resampled.
+    flipped or resampled; where the file counts in metres or microns, it is turned into millimetres.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -36,7 +37,18 @@ def read_nifti(path: Path) -> Volume:
         if dtype.names is not None or dtype.kind not in "biuf":
             raise VolumeError(f"{path.name}: colour or complex voxels ({dtype}): save one real-valued channel of it and send that")
         array = _voxels(image)
-    return checked_volume(array, image.affine, "nifti", path, image.header)
+    return checked_volume(array, affine_mm(image.header), "nifti", path, image.header)
+
+
+def spatial_unit(header: nib.nifti1.Nifti1Header) -> int:
+    """The code of the unit that the header's geometry is in, without that of time."""
+    return int(header["xyzt_units"]) % 8
+
+
+def affine_mm(header: nib.nifti1.Nifti1Header) -> np.ndarray:
+    """`(4, 4)` voxel index to RAS millimetres, whatever unit the header's geometry is in."""
+    unit_mm = UNITS_MM.get(spatial_unit(header), 1.0)
+    return np.asarray(np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ header.get_best_affine())
 
 
 def _voxels(image: nib.nifti1.Nifti1Image) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from app_cdm.data.grid import LPS_FROM_RAS, Volume
+from app_cdm.data.nifti import affine_mm, spatial_unit
 
 COMPRESSION_LEVEL = 6
 QUICK_COMPRESSION_LEVEL = 1
@@ -33,7 +34,7 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> None:
 
     Args:
         mask: `(X, Y, Z)` of booleans or integers in 0..255, the shape of `volume.array`.
-        volume: the image; gives the affine, and qform and sform where it was NIfTI.
+        volume: the image; gives the affine; qform, sform and unit where it was NIfTI.
         path: ends in `.nii`, `.nii.gz`, `.nrrd`, or `.png` for a volume of one slice along its last axis (rows x columns as the
             source picture, grey values are the labels).
 
@@ -53,7 +54,7 @@ def write_map(saliency_map: np.ndarray, volume: Volume, path: str | Path) -> Non
 
     Args:
         saliency_map: `(X, Y, Z)` of finite real numbers, the shape of `volume.array`.
-        volume: the image; gives the affine, and qform and sform where it was NIfTI.
+        volume: the image; gives the affine; qform, sform and unit where it was NIfTI.
         path: ends in `.nii`, `.nii.gz` or `.nrrd`.
 
     Raises:
@@ -146,19 +147,20 @@ def _encoded(array: np.ndarray, volume: Volume, path: Path) -> bytes:
 
 
 def _nifti(array: np.ndarray, volume: Volume) -> bytes:
-    """NIfTI-1 with the source's qform and sform, bit for bit, where it was NIfTI; else both are the affine, as scanner space."""
+    """NIfTI-1 with the source's qform, sform and unit, bit for bit, where it was NIfTI; else both are the affine, as scanner space."""
     header = nib.nifti1.Nifti1Header()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
     source = volume.nifti_header
-    if source is not None and np.allclose(source.get_best_affine(), volume.affine, atol=1e-4):
+    if source is not None and np.allclose(affine_mm(source), volume.affine, atol=1e-4):
         for field in NIFTI_GEOMETRY:
             header[field] = source[field]
         header["pixdim"][4:] = 1
+        header["xyzt_units"] = spatial_unit(source)
     else:
         header.set_sform(volume.affine, SCANNER)
         header.set_qform(volume.affine, SCANNER)
-    header.set_xyzt_units("mm")
+        header.set_xyzt_units("mm")
     # The file holds slice after slice; nibabel would gather each of them from the whole of an array in C order.
     image = nib.nifti1.Nifti1Image(np.asfortranarray(array), None, header)
     return bytes(image.to_bytes())

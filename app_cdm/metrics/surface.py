@@ -16,7 +16,8 @@ def hd95_px(prediction: np.ndarray, reference: np.ndarray) -> float:
     """95th percentile of the symmetric surface distance in pixels: `P95({d(p, S_R): p in S_P} and {d(r, S_P): r in S_R})`.
 
     The surface `S` of a mask is the mask without its erosion by the 4- (in 3D 6-) neighbourhood, `d` is Euclidean. The distances of both
-    directions are pooled before the percentile; MONAI's `compute_hausdorff_distance` takes the larger of two percentiles.
+    directions are pooled before the percentile; MONAI's `compute_hausdorff_distance` takes the larger of two percentiles. An axis of
+    length 1 does not count: along it every pixel would be of the surface.
 
     Args:
         prediction: `(X, Y)` or `(X, Y, Z)` booleans.
@@ -68,7 +69,9 @@ def _hd95(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, .
     check_masks(prediction, reference)
     if not prediction.any() or not reference.any():
         return float("nan")
-    edges, reference_edges = get_mask_edges(prediction, reference, crop=False)
+    sides = [length for length in prediction.shape if length > 1] or [1]
+    found = get_mask_edges(prediction.reshape(sides), reference.reshape(sides), crop=False)
+    edges, reference_edges = (np.asarray(edge).reshape(prediction.shape) for edge in found)
     there = get_surface_distance(edges, reference_edges, spacing=spacing)
     back = get_surface_distance(reference_edges, edges, spacing=spacing)
     return float(np.percentile(np.concatenate([np.asarray(there), np.asarray(back)]).astype(np.float64), PERCENTILE))

@@ -24,12 +24,12 @@ ONE_AT_A_TIME = threading.Lock()  # the limit is the process's: of two that over
 STIFFNESS = 300.0  # where opinions that share nothing but the walk agree most, see docs/benchmark.md
 
 
-def follow_image(probabilities: np.ndarray, slices: np.ndarray) -> np.ndarray:
+def follow_image(probabilities: np.ndarray, slices: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
     """`(S, H, W)` probabilities after `appearance_posterior` and `random_walk`; arguments as there.
 
     Borders move, but nothing new appears: what of a slice is above one half without touching what the map had above one half becomes 0.
     """
-    return _without_new(random_walk(appearance_posterior(probabilities, slices), slices), probabilities > 0.5)
+    return _without_new(random_walk(appearance_posterior(probabilities, slices), slices, places=places), probabilities > 0.5)
 
 
 def _without_new(refined: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def refine(
     refined = np.zeros_like(maps)
     if usable.any():
         probabilities = np.clip(maps[usable] / (2 * limits[usable][:, None, None]), 0.0, 1.0)
-        moved = boundary(probabilities, slices[usable])
+        moved = boundary(probabilities, slices[usable], places=np.flatnonzero(usable))
         is_lost = (probabilities > 0.5).any(axis=(1, 2)) & ~(moved > 0.5).any(axis=(1, 2))
         moved[is_lost] = probabilities[is_lost]
         refined[usable] = moved
@@ -78,6 +78,7 @@ def random_walk(
     sure_foreground: float = 0.75,
     sure_background: float = 0.25,
     stiffness: float = STIFFNESS,
+    places: np.ndarray | None = None,
 ) -> np.ndarray:
     """Probability that a random walk over the image reaches sure foreground before sure background (Grady 2006, equation 8).
 
@@ -93,6 +94,8 @@ def random_walk(
         sure_foreground: probability from which a pixel is sure to be the target.
         sure_background: probability up to which it is sure not to be.
         stiffness: how much a step of intensity hinders the walk.
+        places: `(S,)` whole numbers, which slices of the volume these are: no step leads across those that are left out. None where
+            each follows the one before.
 
     Returns:
         `(S, H, W)` float32; unchanged where nothing is sure or nothing undecided, 0 outside the body.
@@ -105,7 +108,8 @@ def random_walk(
     undecided = inside & ~is_foreground & ~is_background
     if not (is_foreground.any() and is_background.any() and undecided.any()):
         return result
-    system, flow = _laplacian(slices[box].astype(np.float64), inside, undecided, is_foreground, stiffness)
+    is_next = np.diff((np.arange(len(slices)) if places is None else places)[box[0]]) == 1
+    system, flow = _laplacian(slices[box].astype(np.float64), inside, undecided, is_foreground, is_next, stiffness)
     own = values[undecided]
     values[undecided] = np.clip(_solve(system, flow + OWN_WEIGHT * own, own), 0.0, 1.0)
     values[is_foreground], values[is_background] = 1.0, 0.0
@@ -141,9 +145,12 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def _laplacian(
-    image: np.ndarray, inside: np.ndarray, undecided: np.ndarray, is_foreground: np.ndarray, stiffness: float
+    image: np.ndarray, inside: np.ndarray, undecided: np.ndarray, is_foreground: np.ndarray, is_next: np.ndarray, stiffness: float
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Laplacian among the undecided pixels with their own pull, and the weight of each one's steps into sure foreground."""
+    """Laplacian among the undecided pixels with their own pull, and the weight of each one's steps into sure foreground.
+
+    `is_next` says of each slice but the first whether it follows the one before.
+    """
     number = np.full(inside.shape, -1, dtype=np.int64)
     size = int(undecided.sum())
     number[undecided] = np.arange(size)
@@ -152,6 +159,8 @@ def _laplacian(
     for axis, length in enumerate(STEP_LENGTHS):
         here, there = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(None, -1), slice(1, None)))
         is_edge = inside[here] & inside[there]
+        if axis == 0:
+            is_edge &= is_next[:, None, None]
         step = image[here] - image[there]
         weight = np.maximum(np.exp(-stiffness * step**2), LEAST_WEIGHT)[is_edge] / length**2
         first, second = number[here][is_edge], number[there][is_edge]

@@ -19,8 +19,7 @@ from app_cdm.saliency.base import SaliencyModel
 from app_cdm.segmentation.mask import LEAST_PEAK, raise_peaks
 from app_cdm.segmentation.refinement import follow_image
 
-Progress = Callable[[int], None]
-Boundary = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Boundary = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def saliency_probabilities(data: TaggedSlices, votes: Votes, settings: SaliencySettings, slice_smoothing: float) -> torch.Tensor:
@@ -69,7 +68,6 @@ def teach(
     data: TaggedSlices,
     index: torch.Tensor,
     opinions: list[torch.Tensor],
-    progress: Progress | None = None,
     boundary: Boundary = follow_image,
 ) -> torch.Tensor:
     """The mean of several opinions, with boundaries that follow the image.
@@ -82,8 +80,7 @@ def teach(
         data: the tagged slices.
         index: `(M,)` the positive slices of one class.
         opinions: `(M, H, W)` probabilities each.
-        progress: called with the number of slices done.
-        boundary: what makes them follow it.
+        boundary: what makes them follow it, from the probabilities and slices of a volume and which slices these are.
 
     Returns:
         `(M, H, W)` float32 probabilities.
@@ -91,21 +88,16 @@ def teach(
     mean = torch.stack([torch.from_numpy(raise_peaks(opinion.numpy(), LEAST_PEAK)) for opinion in opinions]).mean(dim=0)
 
     def of_volume(rows: torch.Tensor, slices: torch.Tensor) -> np.ndarray:
-        return boundary(mean[rows].numpy(), slices[:, 0].numpy())
+        return boundary(mean[rows].numpy(), slices[:, 0].numpy(), index[rows].numpy())
 
-    return _by_volume(data, index, of_volume, progress)
+    return _by_volume(data, index, of_volume)
 
 
-def _by_volume(
-    data: TaggedSlices, index: torch.Tensor, work: Callable[[torch.Tensor, torch.Tensor], np.ndarray], progress: Progress | None = None
-) -> torch.Tensor:
+def _by_volume(data: TaggedSlices, index: torch.Tensor, work: Callable[[torch.Tensor, torch.Tensor], np.ndarray]) -> torch.Tensor:
     """`(M, H, W)` results of `work(rows, slices)`, called once a volume with the places of its slices in `index`."""
     result = torch.zeros(len(index), *data.slices.shape[2:])
-    volumes, done = data.volume_index[index], 0
+    volumes = data.volume_index[index]
     for volume in volumes.unique():
         rows = torch.nonzero(volumes == volume)[:, 0]
         result[rows] = torch.from_numpy(np.ascontiguousarray(work(rows, data.slices[index[rows]]), dtype=np.float32))
-        done += len(rows)
-        if progress is not None:
-            progress(done)
     return result

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, MRImageStorage, RLELossless, generate_uid
 
 from app_cdm.data.volume import VolumeError, find_dicom_series, read_dicom_series, read_volume
-from tests.data.dicom_files import NORMAL, ORIGIN, ROW, STEP_MM, STUDY, expected_affine, write_series, write_slice
+from tests.data.dicom_files import NORMAL, ORIGIN, ROW, STEP_MM, STUDY, expected_affine, repack, write_series, write_slice
 
 # ITK's compiled modules warn while they load, and crash where that warning is an error.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -198,6 +198,26 @@ def test_compressed_series_written_here(tmp_path: Path) -> None:
         data.compress(RLELossless)
         data.save_as(path)
     np.testing.assert_array_equal(read_volume(tmp_path).array, array)
+
+
+@pytest.mark.parametrize("compressor", ["", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("sop_class", [MRImageStorage, CTImageStorage])
+def test_monochrome1_is_not_inverted_compressed_or_not(tmp_path: Path, sop_class: str, compressor: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 3000, (7, 5))
+    write_slice(
+        tmp_path / "one.dcm",
+        pixels,
+        ORIGIN,
+        "1.2.3",
+        sop_class=sop_class,
+        PhotometricInterpretation="MONOCHROME1",
+        RescaleSlope=2.0,
+        RescaleIntercept=-5.0,
+    )
+    if compressor:
+        repack(tmp_path / "one.dcm", compressor)
+    assert pydicom.dcmread(tmp_path / "one.dcm").PhotometricInterpretation == "MONOCHROME1"
+    np.testing.assert_array_equal(read_volume(tmp_path / "one.dcm").array[:, :, 0].T, pixels * 2.0 - 5.0)
 
 
 def test_ct_of_pydicom_is_in_hounsfield_units() -> None:

@@ -63,11 +63,13 @@ def test_scale_that_all_frames_share(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_volume(tmp_path / "one.dcm").array, frames.T * 2.0 - 1024.0)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
-def test_compressed_frames(tmp_path: Path, compressor: str) -> None:
+def test_compressed_frames(tmp_path: Path, compressor: str, photometric: str) -> None:
     frames = made(4, lowest=0)
     scales = [{"PixelValueTransformation": {"RescaleSlope": slope, "RescaleIntercept": 1.0}} for slope in (1.0, 2.0, 3.0, 4.0)]
-    write_frames(tmp_path / "one.dcm", frames, [plane(index) | scale for index, scale in enumerate(scales)])
+    per_frame = [plane(index) | scale for index, scale in enumerate(scales)]
+    write_frames(tmp_path / "one.dcm", frames, per_frame, PhotometricInterpretation=photometric)
     repack(tmp_path / "one.dcm", compressor)
     expected = np.stack([frame * slope + 1.0 for frame, slope in zip(frames, (1.0, 2.0, 3.0, 4.0), strict=True)])
     np.testing.assert_array_equal(read_volume(tmp_path / "one.dcm").array, expected.T)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -32,6 +33,16 @@ def test_grid_equals_that_of_the_volume(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(grid.affine, volume.affine, atol=1e-5)
     assert find_slicing_axis(grid) == find_slicing_axis(volume)
     assert grid.array.strides == (0, 0, 0), "takes memory"
+
+
+@pytest.mark.parametrize(("unit", "size_mm"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0), ("unknown", 1.0)])
+def test_nifti_in_any_unit_has_its_grid_in_millimetres(tmp_path: Path, unit: str, size_mm: float) -> None:
+    source = nib.Nifti1Image(np.ones((5, 6, 4), np.uint8), np.array([[0, 3.0, 0, 7], [2, 0, 0, -8], [0, 0, 4, 9], [0, 0, 0, 1]]))
+    source.header.set_xyzt_units(unit, "sec")
+    nib.save(source, tmp_path / "image.nii")
+    for grid in (read_grid(tmp_path / "image.nii"), read_volume(tmp_path / "image.nii")):
+        np.testing.assert_allclose(grid.spacing_mm, np.array([2.0, 3.0, 4.0]) * size_mm)
+        np.testing.assert_allclose(grid.affine[:3, 3], np.array([7.0, -8.0, 9.0]) * size_mm)
 
 
 def test_series_grid_equals_that_of_the_volume_and_hidden_folders_hold_no_studies(tmp_path: Path) -> None:

@@ -116,6 +116,28 @@ def test_nifti_mask_keeps_qform_and_sform_of_its_image(tmp_path: Path, codes: tu
     assert got.get_data_dtype() == np.uint8 and b"patient" not in bytes(got.header["descrip"])
 
 
+@pytest.mark.parametrize("unit", ["meter", "micron", "mm", "unknown"])
+@pytest.mark.parametrize("has_sform", [True, False])
+def test_nifti_mask_keeps_the_unit_of_its_image(tmp_path: Path, unit: str, has_sform: bool) -> None:
+    affine = turned((0.2, -0.1, 0.4), (0.9, 1.1, 4.5), True, -17.25)
+    source = nib.Nifti1Image(np.zeros((5, 6, 4), np.int16), affine)
+    source.set_sform(affine if has_sform else None, int(has_sform))
+    source.header.set_xyzt_units(unit, "sec")
+    nib.save(source, tmp_path / "image.nii")
+    volume = read_volume(tmp_path / "image.nii")
+    write_mask(np.ones((5, 6, 4), np.uint8), volume, tmp_path / "mask.nii")
+    want, got = load(tmp_path / "image.nii"), load(tmp_path / "mask.nii")
+    np.testing.assert_array_equal(got.affine, want.affine)
+    assert got.header.get_xyzt_units() == (unit, "unknown")
+    np.testing.assert_array_equal(read_volume(tmp_path / "mask.nii").affine, volume.affine)
+    seen, expected = (sitk.ReadImage(tmp_path / name) for name in ("mask.nii", "image.nii"))
+    assert (seen.GetSpacing(), seen.GetOrigin()) == (expected.GetSpacing(), expected.GetOrigin())
+    # without the header it is a mask in millimetres, as in every other format
+    write_mask(np.ones((5, 6, 4), np.uint8), Volume(volume.array, volume.affine), tmp_path / "plain.nii")
+    assert load(tmp_path / "plain.nii").header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(load(tmp_path / "plain.nii").affine, volume.affine, rtol=1e-5, atol=1e-9)
+
+
 def test_png_mask_has_rows_and_columns_of_its_picture(tmp_path: Path) -> None:
     Image.fromarray(RNG.integers(0, 255, (7, 5)).astype(np.uint8)).save(tmp_path / "image.png")
     volume = read_volume(tmp_path / "image.png")

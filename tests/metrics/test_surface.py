@@ -67,6 +67,17 @@ def test_slices_are_measured_one_by_one() -> None:
     assert np.isnan(expected[1]) and not np.isnan(expected[0])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_of_length_one_does_not_count(axis: int) -> None:
+    first, second = np.zeros((2, 20, 20), bool)
+    first[2:15, 2:15] = second[4:18, 3:17] = True
+    deep, other = np.expand_dims(first, axis), np.expand_dims(second, axis)
+    spacing = np.insert([0.7, 1.3], axis, 4.0).tolist()
+    assert hd95_px(deep, other) == hd95_px(first, second) == 3.0
+    assert hd95_mm(deep, other, spacing) == hd95_mm(first, second, (0.7, 1.3))
+    assert hd95_px(np.ones((1, 1, 1), bool), np.ones((1, 1, 1), bool)) == 0.0
+
+
 def test_wrong_spacing_is_refused() -> None:
     mask = np.ones((4, 4), bool)
     for spacing in ((1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)):

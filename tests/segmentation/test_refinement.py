@@ -112,6 +112,18 @@ def test_a_slice_without_anything_sure_learns_from_its_neighbours() -> None:
     assert found[1, 8, 12] < 0.5
 
 
+def test_no_step_leads_across_slices_that_are_left_out() -> None:
+    probabilities, slices = cone(), np.full(SHAPE, 0.3, dtype=np.float32)
+    probabilities[2] = cone((8, 11))[2]
+    probabilities[probabilities <= 0.25] = 0.0
+    found = random_walk(probabilities, slices, places=np.array([3, 4, 15]))
+    apart = np.concatenate([random_walk(probabilities[:2], slices[:2]), random_walk(probabilities[2:], slices[2:])])
+    np.testing.assert_allclose(found, apart, atol=1e-6)
+    joined = random_walk(probabilities, slices)
+    assert np.abs(found - joined).max() > 0.1
+    np.testing.assert_array_equal(random_walk(probabilities, slices, places=np.array([3, 4, 5])), joined)
+
+
 def test_single_slice() -> None:
     found = random_walk(cone()[:1], disc(4.2)[:1])
     assert found.shape == (1, *SHAPE[1:])
@@ -228,7 +240,7 @@ def test_borders_move_but_nothing_new_appears() -> None:
 
 @pytest.mark.parametrize(("refinement", "boundary"), [("random_walk", random_walk), ("appearance", follow_image)])
 def test_refine_scales_maps_by_their_limits_and_leaves_other_slices_empty(
-    refinement: Refinement, boundary: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    refinement: Refinement, boundary: Callable[..., np.ndarray]
 ) -> None:
     maps, slices = cone() * np.array([0.5, 1.0, 0.7], dtype=np.float32)[:, None, None], disc(4.0)
     limits = np.array([0.25, np.inf, 0.4])
@@ -237,7 +249,7 @@ def test_refine_scales_maps_by_their_limits_and_leaves_other_slices_empty(
     np.testing.assert_array_equal(thresholds, [0.5, np.inf, 0.5])
     assert not refined[1].any()
     scaled = np.stack([np.clip(maps[0] / 0.5, 0, 1), np.clip(maps[2] / 0.8, 0, 1)])
-    np.testing.assert_allclose(refined[[0, 2]], boundary(scaled, slices[[0, 2]]), atol=1e-6)
+    np.testing.assert_allclose(refined[[0, 2]], boundary(scaled, slices[[0, 2]], places=np.array([0, 2])), atol=1e-6)
     assert refined.dtype == maps.dtype
     np.testing.assert_array_equal(maps, before)
 
