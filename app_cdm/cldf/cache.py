@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from app_cdm.cldf.features import FeatureSettings, extract_features
+from app_cdm.data.writing import write_atomically
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 
 SLICES_PER_CALL = 16
@@ -34,7 +35,7 @@ class FeatureCache:
     def fill(
         self, model: SaliencyModel, inputs: SaliencyInputs, settings: FeatureSettings, progress: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
-        """Features of all slices, from disk where a previous call has finished.
+        """Features of all slices, from disk as far as a previous call came.
 
         Args:
             model: the networks of the diffusion model.
@@ -48,43 +49,47 @@ class FeatureCache:
         Raises:
             OSError: the features would take more than `max_gib`, or the disk is too full for them.
         """
-        count = len(inputs.slice_indices)
+        count, identity = len(inputs.slice_indices), _identity(inputs, settings)
         paths = [self._folder / f"block_{block}.npy" for block in settings.blocks]
-        if not self._holds(inputs, settings):
-            first = extract_features(model, inputs.select(0, 1), settings)
-            shapes = [(count, *block.shape[1:]) for block in first]
-            self._make_room(2 * sum(int(np.prod(shape)) for shape in shapes))
-            arrays = [_new_array(path, shape) for path, shape in zip(paths, shapes, strict=True)]
-            for start in range(0, count, SLICES_PER_CALL):
+        done = self._num_done(identity)
+        if not done:
+            self.remove()
+            self._folder.mkdir(parents=True)
+        if done < count:
+            shapes = [(count, *block.shape[1:]) for block in extract_features(model, inputs.select(0, 1), settings)]
+            size = 2 * sum(int(np.prod(shape)) for shape in shapes)
+            self._check_room(size, size * (count - done) // count)
+            arrays = [_open_array(path, shape, "r+" if done else "w+") for path, shape in zip(paths, shapes, strict=True)]
+            for start in range(done, count, SLICES_PER_CALL):
                 found = extract_features(model, inputs.select(start, start + SLICES_PER_CALL), settings)
                 for array, block in zip(arrays, found, strict=True):
                     array[start : start + SLICES_PER_CALL] = block.cpu().numpy()
+                    array.flush()
+                done = min(start + SLICES_PER_CALL, count)
+                write_atomically(self._folder / DONE, json.dumps({"num_slices": done, "identity": identity}).encode())
                 if progress is not None:
-                    progress(min(start + SLICES_PER_CALL, count))
-            for array in arrays:
-                array.flush()
-            (self._folder / DONE).write_text(json.dumps({"num_slices": count, "identity": _identity(inputs, settings)}))
+                    progress(done)
         return [np.load(path, mmap_mode="r") for path in paths]
 
-    def _holds(self, inputs: SaliencyInputs, settings: FeatureSettings) -> bool:
-        """Whether a finished call has left these features; those of other slices or settings are made again."""
+    def _num_done(self, identity: str) -> int:
+        """How many of these features a previous call has left; those of other slices or settings are none."""
         try:
-            return bool(json.loads((self._folder / DONE).read_text())["identity"] == _identity(inputs, settings))
+            state = json.loads((self._folder / DONE).read_text())
+            return int(state["num_slices"]) if state["identity"] == identity else 0
         except (OSError, ValueError, KeyError):
-            return False
+            return 0
 
     def remove(self) -> None:
-        """Deletes the files."""
+        """Deletes the files, first the one that says what the others hold."""
+        (self._folder / DONE).unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _make_room(self, needed: int) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # of an interrupted run
-        self._folder.mkdir(parents=True)
+    def _check_room(self, needed: int, to_come: int) -> None:
         free = shutil.disk_usage(self._folder).free
         wanted, allowed = f"the features take {needed / 2**30:.1f} GiB", f"{self._max_bytes / 2**30:.1f} GiB allowed"
         if needed > self._max_bytes:
             raise OSError(f"{wanted}, more than the {allowed}: use fewer levels, blocks or slices")
-        if needed + SPARE_BYTES > free:
+        if to_come + SPARE_BYTES > free:
             raise OSError(f"{wanted} and {self._folder} has {free / 2**30:.1f} GiB free: make room and start again")
 
 
@@ -96,8 +101,8 @@ def _identity(inputs: SaliencyInputs, settings: FeatureSettings) -> str:
     return digest.hexdigest()
 
 
-def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.float16, shape)  # type: ignore[no-untyped-call]
+def _open_array(path: Path, shape: tuple[int, ...], mode: str) -> np.memmap[Any, Any]:
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode, np.float16, shape)  # type: ignore[no-untyped-call]
     return array
 
 

@@ -38,6 +38,10 @@ class Votes:
     gradient: torch.Tensor
     levels: torch.Tensor
 
+    def select(self, rows: torch.Tensor) -> Votes:
+        """Those of some slices."""
+        return Votes(self.index[rows], self.cam[rows], self.gradient[rows], self.levels[rows])
+
 
 def collect_votes(
     model: SaliencyModel, inputs: SaliencyInputs, settings: SaliencySettings

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
+from app_cdm.cldf.train import Teacher
 from app_cdm.cldf.votes import Votes
 from app_cdm.config import SaliencySettings
 from app_cdm.data.dataset import TaggedSlices
@@ -16,10 +16,8 @@ from app_cdm.saliency.base import SaliencyModel
 from app_cdm.student.pseudo import pseudo_masks
 from app_cdm.student.settings import StudentSettings
 from app_cdm.student.task import StudentTask
-from app_cdm.training.checkpoint import load_checkpoint, save_checkpoint
 from app_cdm.training.loop import TrainingLoop
 from app_cdm.training.stage import Stage
-from app_cdm.training.teacher import decoder_probabilities, saliency_probabilities, student_probabilities, teach
 
 
 class StudentTraining:
@@ -46,8 +44,8 @@ class StudentTraining:
         settings: StudentSettings,
         stage: Stage,
     ) -> None:
-        self._model, self._data, self._votes, self._settings, self._stage = model, data, votes, settings, stage
-        self._saliency = [saliency_probabilities(data, found, saliency, settings.slice_smoothing) for found in votes]
+        self._data, self._settings, self._stage = data, settings, stage
+        self._teacher = Teacher(model, data, votes, saliency, settings.slice_smoothing, stage)
         self._student: StudentNetwork | None = None
         self._number = 0
 
@@ -59,8 +57,8 @@ class StudentTraining:
         """
         data, settings, stage, number = self._data, self._settings, self._stage, self._number
         targets = torch.zeros(len(data.slices), len(data.class_names), *data.slices.shape[2:])
-        for class_index, found in enumerate(self._votes):
-            targets[found.index, class_index] = self._taught(class_index, found.index, decoder)
+        for class_index, found in enumerate(self._teacher.votes):
+            targets[found.index, class_index] = self._teacher.taught(class_index, number, decoder, self._student)
         masks = pseudo_masks(targets, data.states, settings.ignored_band, settings.negative_weight)
         torch.manual_seed(stage.seed + number)
         network = StudentNetwork(
@@ -72,20 +70,3 @@ class StudentTraining:
         )
         self._student, self._number = network.requires_grad_(False), number + 1
         return self._student
-
-    def _taught(self, class_index: int, index: torch.Tensor, decoder: PixelDecoder) -> torch.Tensor:
-        """Probabilities that a round learns from; kept on disk, so that resuming does not make them again."""
-        data, stage = self._data, self._stage
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        path = stage.folder / f"teacher_{self._number}_{class_index}.safetensors"
-        if not path.exists():
-            opinions = [
-                self._saliency[class_index],
-                decoder_probabilities(self._model, decoder, data, index, class_index),
-                *([] if self._student is None else [student_probabilities(self._student, data, index, class_index)]),
-            ]
-            name = f"teacher {self._number} {data.class_names[class_index]}"
-            with tqdm(total=len(index), desc=name, disable=not stage.progress, mininterval=5) as bar:
-                taught = teach(data, index, opinions, lambda done: bar.update(done - bar.n))
-            save_checkpoint(path, {"probabilities": taught}, {"run_id": stage.run_id})
-        return load_checkpoint(path)[0]["probabilities"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app_cdm.cldf.cache import SLICES_PER_CALL, FeatureCache, half_resolution
+from app_cdm.cldf import cache as cache_module
+from app_cdm.cldf.cache import SLICES_PER_CALL, SPARE_BYTES, FeatureCache, half_resolution
 from app_cdm.cldf.features import FeatureSettings, extract_features
-from app_cdm.saliency.base import SaliencyInputs
+from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from tests.tiny_networks import tiny_inputs, tiny_saliency_model
 
 SETTINGS = FeatureSettings((0.2,), (0.5,), (0, 1))
@@ -59,19 +62,73 @@ def test_features_of_other_slices_or_settings_are_not_taken_for_these(tmp_path: 
             np.testing.assert_allclose(array, expected.numpy(), atol=2e-3, rtol=2e-3)
 
 
-def test_interrupted_features_are_computed_again(tmp_path: Path) -> None:
-    model, inputs, cache = tiny_saliency_model(), tiny_inputs(COUNT), FeatureCache(tmp_path / "f", 1.0)
+@pytest.mark.parametrize("finished", [0, 1, 2])
+@pytest.mark.parametrize("moment", ["while a block is computed", "while a block is written"])
+def test_interrupted_features_go_on_behind_the_last_finished_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int, moment: str
+) -> None:
+    inputs, whole = tiny_inputs(2 * SLICES_PER_CALL + 3), FeatureCache(tmp_path / "whole", 1.0)
+    count = len(inputs.slice_indices)
+    expected = whole.fill(tiny_saliency_model(), inputs, SETTINGS)
+    computed = list[int]()
+
+    def extract(model: SaliencyModel, part: SaliencyInputs, settings: FeatureSettings) -> list[torch.Tensor]:
+        if len(part.slice_indices) == 1:  # for its size alone
+            return extract_features(model, part, settings)
+        if len(computed) == finished and moment == "while a block is computed":
+            raise KeyboardInterrupt
+        computed.append(len(part.slice_indices))
+        return extract_features(model, part, settings)
+
+    def write(path: Path, content: bytes) -> None:
+        if len(computed) > finished:  # its features are in the arrays, and nothing says so
+            raise KeyboardInterrupt
+        path.write_bytes(content)
+
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(cache_module, "extract_features", extract)
+        interrupted.setattr(cache_module, "write_atomically", write)
+        FeatureCache(tmp_path / "f", 1.0).fill(tiny_saliency_model(), inputs, SETTINGS)
+    stops, done, model = [16, 32, count], list[int](), tiny_saliency_model()
+    found = FeatureCache(tmp_path / "f", 1.0).fill(model, inputs, SETTINGS, done.append)
+    assert done == stops[finished:]
+    a_slice = SETTINGS.num_evaluations
+    assert model.counter.images == a_slice * (1 + count - [0, *stops][finished])
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {"block_0.npy", "block_1.npy", "done.json"}
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+def test_interrupted_features_of_other_slices_or_settings_are_not_gone_on_with(tmp_path: Path) -> None:
+    model, inputs = tiny_saliency_model(), tiny_inputs(COUNT)
 
     def interrupt(_done: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        cache.fill(model, inputs, SETTINGS, interrupt)
-    assert list((tmp_path / "f").glob("block_*.npy")), "the first part was written"
-    (tmp_path / "f" / "left over").touch()
-    found = cache.fill(model, inputs, SETTINGS)
-    assert {path.name for path in (tmp_path / "f").iterdir()} == {"block_0.npy", "block_1.npy", "done.json"}
-    np.testing.assert_allclose(found[1], extract_features(model, inputs, SETTINGS)[1].numpy(), atol=2e-3, rtol=2e-3)
+    for other, settings in ((tiny_inputs(COUNT, seed=5), SETTINGS), (inputs, FeatureSettings((0.3,), (0.5,), (0, 1)))):
+        with pytest.raises(KeyboardInterrupt):
+            FeatureCache(tmp_path / "f", 1.0).fill(model, inputs, SETTINGS, interrupt)
+        (tmp_path / "f" / "left over").touch()
+        done = list[int]()
+        found = FeatureCache(tmp_path / "f", 1.0).fill(model, other, settings, done.append)
+        assert done == [SLICES_PER_CALL, COUNT]
+        assert {path.name for path in (tmp_path / "f").iterdir()} == {"block_0.npy", "block_1.npy", "done.json"}
+        np.testing.assert_allclose(found[1], extract_features(model, other, settings)[1].numpy(), atol=2e-3, rtol=2e-3)
+
+
+def test_interrupted_removal_leaves_nothing_that_is_taken_for_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, cache = tiny_saliency_model(), tiny_inputs(2), FeatureCache(tmp_path / "f", 1.0)
+    expected = [np.array(array) for array in cache.fill(model, inputs, SETTINGS)]
+
+    def interrupt(folder: Path, ignore_errors: bool) -> None:
+        (folder / "block_0.npy").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr("shutil.rmtree", interrupt)
+        cache.remove()
+    for array, other in zip(cache.fill(model, inputs, SETTINGS), expected, strict=True):
+        np.testing.assert_array_equal(array, other)
 
 
 def test_remove_deletes_the_folder_and_nothing_else(tmp_path: Path) -> None:
@@ -92,14 +149,24 @@ def test_more_than_allowed_is_refused_before_anything_is_written(tmp_path: Path)
     assert len(FeatureCache(tmp_path / "f", allowed).fill(model, inputs, SETTINGS)[0]) == 4
 
 
-def test_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    one = tiny_inputs(1)
-    many = SaliencyInputs(one.slices, one.positions, range(2**45), 0)  # type: ignore[arg-type]
-    message = re.escape(f"and {tmp_path / 'f'} has ") + r"\d+\.\d GiB free: make room and start again"
-    with pytest.raises(OSError, match=message) as caught:
-        FeatureCache(tmp_path / "f", 1e12).fill(tiny_saliency_model(), many, SETTINGS)
-    assert str(caught.value).startswith(f"the features take {2**45 * BYTES_A_SLICE / 2**30:.1f} GiB")
-    assert not list((tmp_path / "f").glob("*"))
+@pytest.mark.parametrize("begun", [False, True])
+def test_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    """What an interrupted call has written needs no more room."""
+    model, inputs, cache = tiny_saliency_model(), tiny_inputs(COUNT), FeatureCache(tmp_path / "f", 1.0)
+    if begun:
+        cache.fill(model, inputs, SETTINGS)
+        done = tmp_path / "f" / "done.json"
+        done.write_text(json.dumps({**json.loads(done.read_text()), "num_slices": SLICES_PER_CALL}))
+    before = {path: path.read_bytes() for path in (tmp_path / "f").glob("*")}
+    needed = (COUNT - SLICES_PER_CALL * begun) * BYTES_A_SLICE + SPARE_BYTES
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=needed - 1))
+    size = f"{COUNT * BYTES_A_SLICE / 2**30:.1f}"
+    message = re.escape(f"the features take {size} GiB and {tmp_path / 'f'} has 0.5 GiB free: make room and start again")
+    with pytest.raises(OSError, match=message):
+        cache.fill(model, inputs, SETTINGS)
+    assert {path: path.read_bytes() for path in (tmp_path / "f").glob("*")} == before
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=needed))
+    assert len(cache.fill(model, inputs, SETTINGS)[0]) == COUNT
 
 
 @examples(max_examples=30)
