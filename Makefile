@@ -85,7 +85,8 @@ LGG = --images "$(DATA)/lgg/images" --tags "$(DATA)/lgg/slices.csv" --pattern '{
 
 SYNTHETIC = --images runs/synthetic/images --tags runs/synthetic/slices.csv --pattern '{image}_flair.nii.gz'
 
-# From random weights on lgg, a short second run with synthetic studies added, then decoder and student; see model/cdm_lgg_flair.md.
+# From random weights on lgg, a short second run with synthetic studies added, then decoder and student, then the gate of all and the numbers
+# of the baselines; see model/cdm_lgg_flair.md.
 train: setup
 	@test -f runs/synthetic/slices.csv || $(RUN) -m demo.study --out runs/synthetic --cases 20 --seed 1000
 	@$(RUN) -m app_cdm train $(LGG) --split train --preset tiny --seed 0 --diffusion-steps 4591 --output runs/lgg_flair
@@ -93,7 +94,8 @@ train: setup
 	  --classifier-steps 1000 --diffusion-steps 600 --output runs/lgg_flair_synthetic
 	@$(RUN) -m app_cdm calibrate --model runs/lgg_flair_synthetic/model $(LGG) --split val --output runs/lgg_flair_calibrated
 	@$(RUN) -m app_cdm train $(LGG) $(SYNTHETIC) --split train --preset tiny --seed 0 --initial-model runs/lgg_flair_calibrated \
-	  --stages cldf student --output runs/lgg_flair_student --publish model/cdm_lgg_flair
+	  --stages cldf student --output runs/lgg_flair_student
+	@$(RUN) -m app_cdm calibrate --model runs/lgg_flair_student/model $(LGG) --split val --modes all --output model/cdm_lgg_flair
 
 benchmark: setup
 	@$(RUN) -m benchmarks.cldf_ablations --data "$(DATA)"

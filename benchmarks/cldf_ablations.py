@@ -32,9 +32,8 @@ from app_cdm.training.run import TaggedFolder
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.stage import Stage
 from benchmarks.reference_slices import reference_slices
+from benchmarks.shipped import MODEL, runs_of_model
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "model" / "cdm_lgg_flair"
 CAM = {"cam_foreground": 0.5, "cam_background": 0.15}
 GRADIENT = {"gradient_foreground": 0.8, "gradient_background": 0.8}
 
@@ -72,7 +71,7 @@ def main() -> int:
     """Trains and scores what is not there yet, and prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "cldf_ablations")
+    parser.add_argument("--run", type=Path, default=runs_of_model() / "cldf_ablations")
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps a variant")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS))
     options = parser.parse_args()
@@ -101,11 +100,11 @@ def _run(pipeline: CDMPipeline, model: SaliencyModel, name: str, options: argpar
     number = list(VARIANTS).index(name)
     stage = Stage(options.run / f"variant_{number:02d}", f"{name} {options.steps}", 0, device)
     training = DecoderTraining(model, train_data, votes, saliency, settings, TrainSettings().network, stage)
-    decoder = training.learn()
+    decoder, own = training.learn(), training.model
     training.close()
     data = _load(pipeline, options.data, "val")
     index = torch.arange(len(data.slices))
-    maps = torch.cat([decoder_maps(model, decoder, inputs_of(data, part, 0)) for part in index.split(16)]).numpy()
+    maps = torch.cat([decoder_maps(own, decoder, inputs_of(data, part, 0)) for part in index.split(16)]).numpy()
     reference = reference_slices(options.data / "lgg", data, pipeline.description.preprocess, "{image}_flair.nii.gz")
     present = data.states[:, 0].numpy() == 1
     top = np.sort(maps.reshape(len(maps), -1), axis=1)[:, -40:].mean(axis=1)

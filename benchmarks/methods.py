@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from app_cdm.evaluation import EvaluationReport
+from app_cdm.metrics.report import Figure
 from app_cdm.pipeline import CDMPipeline
 from benchmarks.cldf_ablations import ablation_line
 from benchmarks.cost import NUM_SLICES, REPEATS, SIDE, Footprint, cost_table, footprints, method_names
@@ -28,11 +29,8 @@ from benchmarks.losses import loss_table, measure_ceiling
 from benchmarks.refinement_agreement import agreement_table
 from benchmarks.scorer import ROWS, Row, score_over_rest
 from benchmarks.seeds import seed_table
+from benchmarks.shipped import MODEL, ROOT, runs_of_model
 from demo.server import LabelServer, find_free_port
-
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "model" / "cdm_lgg_flair"
-
 
 EXTERNAL = (
     Row("`student`", "brats_student", method="student"),
@@ -41,9 +39,11 @@ EXTERNAL = (
 )
 
 FOOTPRINT = "footprint.json"
+PROTOCOLS = {"tags": "tag_given", "all": "all_slices"}  # beginning of a result's name -> protocol of `app_cdm evaluate`
 OVER_REST = "`lgg` test over REST: the gate decides which slices hold a tumor"
 TAGS_GIVEN = "`lgg` test with the tags given: the papers' protocol"
 EXTERNAL_DATA = "External data"
+ALL_SLICES = "`lgg` test, all slices and whole volumes: the same by the evaluation in this package"
 REST_INTRODUCTION = (
     "20 patients, 256 positive and 535 negative slices; scored by an outside client that uploads each volume. Mean with 95 % bootstrap "
     "interval over patients.",
@@ -56,6 +56,15 @@ REST_HEADING = (
 TAGS_HEADING = (
     "| mode | slice Dice | slice IoU | HD95 px | positive slices | network evaluations a positive slice |",
     "|---|---|---|---|---|---|",
+)
+ALL_INTRODUCTION = (
+    "The gate decides, as over REST. Means with 95 % bootstrap interval over patients; 20 volumes, 256 positive and 535 negative slices. "
+    "A distance to an empty mask is undefined: how many of the 20 volumes and 256 slices have none is in brackets.",
+    "",
+)
+ALL_HEADING = (
+    "| mode | volume Dice | volume IoU | volume HD95 px | slice Dice | slice IoU | slice HD95 px | found | clean negatives |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 EXTERNAL_INTRODUCTION = (
     "Six skull-stripped glioma volumes of BraTS 2015 at 1 mm (high and low grade), another preparation than the training data; whole tumor "
@@ -76,13 +85,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lgg/ and brats2015_ext6/")
     parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "benchmark", help="folder for results as JSON")
+    parser.add_argument("--run", type=Path, default=runs_of_model() / "benchmark", help="folder for results as JSON")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmark.md", help="document to write")
-    parser.add_argument("--ablations", type=Path, default=ROOT / "runs" / "cldf_ablations", help="folder of benchmarks.cldf_ablations")
+    parser.add_argument("--ablations", type=Path, default=runs_of_model() / "cldf_ablations", help="folder of benchmarks.cldf_ablations")
     parser.add_argument(
-        "--refinement", type=Path, default=ROOT / "runs" / "refinement_agreement", help="folder of benchmarks.refinement_agreement"
+        "--refinement", type=Path, default=runs_of_model() / "refinement_agreement", help="folder of benchmarks.refinement_agreement"
     )
-    parser.add_argument("--seeds", type=Path, default=ROOT / "runs" / "seeds", help="folder of benchmarks.seeds")
+    parser.add_argument("--seeds", type=Path, default=runs_of_model() / "seeds", help="folder of benchmarks.seeds")
     parser.add_argument("--fresh", action="store_true", help="score everything again")
     parser.add_argument("--only", nargs="+", choices=[row.key for row in (*ROWS, *EXTERNAL)], help="rows to score now")
     options = parser.parse_args()
@@ -97,7 +106,8 @@ def main() -> int:
             if not options.only or row.key in options.only:
                 _score(options, server.url, row, "brats2015_ext6", "external_test")
     for row in rows:
-        evaluate_with_tags(options, row)
+        for kind in PROTOCOLS:
+            evaluate_row(options, row, kind)
     measure_ceiling(options.data, CDMPipeline.from_pretrained(MODEL), options.run / "ceiling.json")
     if not options.only:
         measure_footprints(options.run)
@@ -109,17 +119,17 @@ def _score(options: argparse.Namespace, url: str, row: Row, dataset: str, split:
     score_over_rest(options.scorer, url, row, options.data / dataset, split, options.run / f"rest_{row.key}.json")
 
 
-def evaluate_with_tags(options: argparse.Namespace, row: Row) -> None:
-    """Evaluates one row with the slice tags given, unless its result is there."""
-    result = options.run / f"tags_{row.key}.json"
+def evaluate_row(options: argparse.Namespace, row: Row, kind: str) -> None:
+    """Evaluates one row by one of `PROTOCOLS`, unless its result is there."""
+    result = options.run / f"{kind}_{row.key}.json"
     if result.exists():
         return
     command = [sys.executable, "-m", "app_cdm", "evaluate", "--model", str(MODEL), "--dataset", str(options.data / "lgg")]
-    command += ["--protocol", "tag_given", "--modality", "flair", "--output", str(result)]
+    command += ["--protocol", PROTOCOLS[kind], "--modality", "flair", "--output", str(result)]
     for name, value in row.parameters.items():
         command += ["--set", f"{name}={json.dumps(value)}"]
     command += ["--method", row.method]
-    print(f"== {row.key}, tags given", flush=True)
+    print(f"== {row.key}, protocol {PROTOCOLS[kind]}", flush=True)
     subprocess.run(command, check=True, cwd=ROOT)
 
 
@@ -154,12 +164,14 @@ def write_document(options: argparse.Namespace) -> None:
     ]
     tables = (
         (OVER_REST, "rest", ROWS, REST_INTRODUCTION, REST_HEADING),
+        (ALL_SLICES, "all", ROWS, ALL_INTRODUCTION, ALL_HEADING),
         (TAGS_GIVEN, "tags", ROWS, (), TAGS_HEADING),
         (EXTERNAL_DATA, "rest", EXTERNAL, EXTERNAL_INTRODUCTION, EXTERNAL_HEADING),
     )
     scored = {title: [*said, *heading, *_lines(run, kind, rows, kept.get(title, ()))] for title, kind, rows, said, heading in tables}
     sections = {
         OVER_REST: scored[OVER_REST],
+        ALL_SLICES: scored[ALL_SLICES],
         TAGS_GIVEN: scored[TAGS_GIVEN],
         "Where the Dice is lost": _losses(run),
         "Other seeds": _seeds(options),
@@ -267,7 +279,7 @@ def _choice(what: str, choice: dict[str, Any], key: str, criterion: str) -> str:
 
 def _lines(run: Path, kind: str, rows: Sequence[Row], kept: Section) -> list[str]:
     """Lines of the rows that were scored in this run or stand in the document, and which were not."""
-    line, stands = {"rest": _rest_line, "tags": _tag_line}[kind], read_rows(kept)
+    line, stands = {"rest": _rest_line, "all": _all_line, "tags": _tag_line}[kind], read_rows(kept)
     found = {row.key: line(run, row) for row in rows if (run / f"{kind}_{row.key}.json").exists()}
     found = {row.key: found.get(row.key) or stands[row.name] for row in rows if row.key in found or row.name in stands}
     missing = [f"`{row.key}`" for row in rows if row.key not in found]
@@ -284,14 +296,28 @@ def _rest_line(run: Path, row: Row) -> str:
     )
 
 
+def _all_line(run: Path, row: Row) -> str:
+    report = EvaluationReport.from_json((run / f"all_{row.key}.json").read_text())
+    cells = []
+    for what in ("volume", "slice"):
+        cells += [_interval(report.figures[f"{what}_{name}"]) for name in ("dice", "iou")] + [_distance(report.figures[f"{what}_hd95_px"])]
+    cells += [_interval(report.figures[name]) for name in ("found_share", "clean_negatives")]
+    return f"| {row.name} | {' | '.join(cells)} |"
+
+
 def _tag_line(run: Path, row: Row) -> str:
     report = EvaluationReport.from_json((run / f"tags_{row.key}.json").read_text())
     dice, iou, hd95 = (report.figures[name] for name in ("slice_dice", "slice_iou", "slice_hd95_px"))
     evaluations = sum(case.network_evaluations for case in report.cases) / max(1, dice.n)
-    return (
-        f"| {row.name} | {dice.mean:.3f} [{dice.low:.3f}, {dice.high:.3f}] | {iou.mean:.3f} [{iou.low:.3f}, {iou.high:.3f}] | "
-        f"{hd95.mean:.1f} ({hd95.num_undefined} undefined) | {dice.n} | {evaluations:.0f} |"
-    )
+    return f"| {row.name} | {_interval(dice)} | {_interval(iou)} | {_distance(hd95)} | {dice.n} | {evaluations:.0f} |"
+
+
+def _interval(figure: Figure) -> str:
+    return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
+def _distance(figure: Figure) -> str:
+    return f"{figure.mean:.1f} ({figure.num_undefined} undefined)"
 
 
 if __name__ == "__main__":

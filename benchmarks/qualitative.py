@@ -14,9 +14,8 @@ from app_cdm.data.volume import read_volume
 from app_cdm.metrics.overlap import dice
 from app_cdm.metrics.reference import find_reference_cases, read_reference
 from app_cdm.pipeline import CDMPipeline
+from benchmarks.shipped import MODEL, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "model" / "cdm_lgg_flair"
 FAILURE = 0.1
 COLOURS = {"cdm_saliency": "#ff8c00", "cldf": "#00d7ff", "student": "#50ff50", "reference": "#ffd000"}
 

@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.scorer import ROWS, score_over_rest
+from benchmarks.shipped import MODEL, ROOT, runs_of_model
 from demo.server import LabelServer, find_free_port
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "model" / "cdm_lgg_flair"
 KEYS = ("student", "cldf")
 FIGURES = {"volume_dice": "volume Dice", "slice_dice": "slice Dice", "slice_found": "found", "clean_negatives": "clean negatives"}
 
@@ -31,11 +30,11 @@ def main() -> int:
     )
     parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "seeds", help="folder for models and results as JSON")
+    parser.add_argument("--run", type=Path, default=runs_of_model() / "seeds", help="folder for models and results as JSON")
     options = parser.parse_args()
     for seed in options.seeds:
         run_seed(options, seed)
-    print("\n".join(seed_table(ROOT / "runs" / "benchmark", options.run)))
+    print("\n".join(seed_table(runs_of_model() / "benchmark", options.run)))
     return 0
 
 
@@ -45,11 +44,13 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     model = folder / "models" / MODEL.name
     if not model.exists():
         lgg, synthetic = options.data / "lgg", options.synthetic
-        command = [sys.executable, "-m", "app_cdm", "train", "--pattern", "{image}_flair.nii.gz", "--classes", "tumor=has_lesion"]
-        for source in (lgg, synthetic):
-            command += ["--images", str(source / "images"), "--tags", str(source / "slices.csv")]
-        command += ["--split", "train", "--preset", "tiny", "--seed", str(seed), "--initial-model", str(MODEL)]
-        command += ["--stages", "cldf", "student", "--output", str(folder / "run"), "--publish", str(model)]
+        program = [sys.executable, "-m", "app_cdm"]
+        command = [*program, "train", *tagged(lgg), *tagged(synthetic), "--classes", "tumor=has_lesion", "--split", "train"]
+        command += ["--preset", "tiny", "--seed", str(seed), "--initial-model", str(MODEL)]
+        command += ["--stages", "cldf", "student", "--output", str(folder / "run")]
+        subprocess.run(command, check=True, cwd=ROOT)
+        command = [*program, "calibrate", "--model", str(folder / "run" / "model"), *tagged(lgg), "--classes", "tumor=has_lesion"]
+        command += ["--split", "val", "--modes", "--output", str(model)]  # the gate alone, which asks the student too
         subprocess.run(command, check=True, cwd=ROOT)
     (folder / "studies").mkdir(exist_ok=True)
     extra = ("--model-dir", str(model.parent), "--model", model.name)
@@ -57,6 +58,11 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         for row in ROWS:
             if row.key in KEYS:
                 score_over_rest(options.scorer, server.url, row, options.data / "lgg", "test", folder / f"rest_{row.key}.json")
+
+
+def tagged(source: Path) -> list[str]:
+    """Options that name the images of a folder and their tags."""
+    return ["--images", str(source / "images"), "--tags", str(source / "slices.csv"), "--pattern", "{image}_flair.nii.gz"]
 
 
 def seed_table(shipped: Path, run: Path) -> list[str]:
