@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import requests
+
 from lib.models import known_class_names
 from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
 from lib.serve import APP_DIR
@@ -22,11 +24,13 @@ from lib.tags.store import TagStore
 from lib.tags.tables import ImportOptions, export_csv, export_json, import_table
 from lib.tags.validation import PROBLEMS
 
+IMPORT_TIMEOUT_S = 600  # a PACS may have to send series
+
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--studies", required=True, help="folder or DICOMweb URL, as given to the server")
+    common.add_argument("--studies", default="", help="folder or DICOMweb URL, as given to the server")
     common.add_argument("--tags-file", default="", help="the store, if the server was started with this option")
     common.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR, help="(default: %(default)s)")
     common.add_argument("--classes", default="", help="classes that can be tagged, comma separated (default: those of the model)")
@@ -36,6 +40,7 @@ def argument_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     reader = commands.add_parser("import", parents=[common], help="store the tags of a CSV or JSON table: all or none")
     reader.add_argument("table", type=Path)
+    reader.add_argument("--server", help="a label server that runs, such as http://127.0.0.1:8000, which knows the images of a PACS")
     reader.add_argument("--split", help="only rows with this value in the column split")
     reader.add_argument("--id-suffix", default="", help="what image ids have after the names in the table, such as _flair")
     reader.add_argument("--columns", default="", help='class to 0/1 column, as JSON: {"lesion": "has_lesion"}, or to COLUMN=VALUE')
@@ -67,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Runs one command and returns what it prints."""
+    if options.command == "import" and options.server:
+        return import_by_server(options)
     book = open_book(options)
     if options.command == "import":
         columns = check_json_object("columns", options.columns)
@@ -85,6 +92,24 @@ def run(options: argparse.Namespace) -> str:
     return "".join(json.dumps(event.to_dict(), ensure_ascii=False) + "\n" for event in events)
 
 
+def import_by_server(options: argparse.Namespace) -> str:
+    """Has a running label server store the table.
+
+    Raises:
+        UnusableRequestError: it refuses, or there is none.
+    """
+    params = {name: getattr(options, name) for name in ("split", "id_suffix", "columns", "dry_run", "exclude", "user")}
+    try:
+        with options.table.open("rb") as file:
+            url = f"{options.server.rstrip('/')}/tags/import"
+            reply = requests.post(url, params=params, files={"file": (options.table.name, file)}, timeout=IMPORT_TIMEOUT_S)
+    except requests.RequestException as error:
+        raise UnusableRequestError(f"--server {options.server!r}: no answer ({error})") from error
+    if not reply.ok:
+        raise UnusableRequestError(f"{options.server}: {reply.status_code} {reply.text}")
+    return reply.text + "\n"
+
+
 def open_book(options: argparse.Namespace) -> TagBook:
     """The tags of some studies.
 
@@ -97,7 +122,7 @@ def open_book(options: argparse.Namespace) -> TagBook:
     folder = Path(options.studies)
     if is_url(options.studies):
         if options.command == "import":
-            raise UnusableRequestError("images of a DICOMweb server are known to its label server only: use its POST /tags/import")
+            raise UnusableRequestError("images of a DICOMweb server are known to its label server only: name it with --server")
         folder = path.parent
     elif not folder.is_dir():
         raise UnusableRequestError(f"--studies {options.studies!r}: no such folder")

@@ -84,7 +84,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             "state": "stopped" if is_stopped else status.state,
             "stage": status.stage,
             "loss": status.loss,
-            "message": "stopped; Train resumes it" if is_stopped else status.message,
+            "message": "stopped; Train resumes it, with the same tags and options" if is_stopped else status.message,
             "version": status.version,
             "held_out": status.held_out,
             "held_out_before": status.held_out_before,
@@ -134,6 +134,8 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             [tags.digest(), sorted(tags.patients.items()), wanted.settings.to_dict(), settings.to_dict(), base], sort_keys=True
         )
         run_folder = self.folder / f"run_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        if not run_folder.exists() and any(self.folder.glob("run_*")):
+            logger.info("Tags or options are others than those of the last training that did not end: this one starts from its beginning")
         self._forget_old_runs(run_folder)
         device = "cpu" if wanted.device == "cpu" or not torch.cuda.is_available() else "cuda"
         candidate = retrain(paths, tags, wanted.settings, settings, run_folder, in_use, device, writer.report)

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from app_cdm.data.tags import read_tags
+from lib.tags.__main__ import main
 from tests.host.answers import assert_refused
 from tests.host.server_process import Server
 
@@ -264,6 +265,25 @@ def test_dicom_series_is_tagged_from_its_headers_alone(url: str, tag_server: Ser
     assert not list(tag_server.log.parent.rglob(f"cache/dicom/*/{series}*")), "the series was converted for a tag"
     requests.post(f"{url}/reload", timeout=30).raise_for_status()
     assert get(url, f"/tags/{series}")["tags"]["edema"] == [[0, 5]]
+
+
+def test_the_command_imports_through_the_server(
+    url: str, series: str, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "tags.csv"
+    table.write_text(f"image,class,tag\n{series},tumor,2-4\n{image},tumor,absent\n")
+    assert main(["import", str(table), "--server", url, "--user", "bea", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["dry_run"]
+    assert main(["import", str(table), "--server", f"{url}/", "--user", "bea"]) == 0
+    assert json.loads(capsys.readouterr().out)["tags"] == 2
+    assert get(url, f"/tags/{series}")["tags"]["tumor"] == [[2, 4]]
+    assert get(url, f"/tags/{image}/history")["history"][-1]["user"] == "bea"
+    table.write_text(f"image,class,tag\n{series},tumor,2-9\n")
+    assert main(["import", str(table), "--server", url]) == 1
+    assert "the image has 6 slices" in capsys.readouterr().err
+    assert main(["import", str(table), "--server", "http://127.0.0.1:9"]) == 1
+    assert "no answer" in capsys.readouterr().err
+    assert get(url, f"/tags/{series}")["tags"]["tumor"] == [[2, 4]]
 
 
 def test_two_hundred_concurrent_writes_of_both_routes(url: str, tag_server: Server, image: str) -> None:

@@ -75,7 +75,7 @@ def test_refusals_say_why_and_store_nothing(studies: Path, table: Path, capsys: 
     assert run("import", studies, "nowhere.csv") == 1
     assert run("history", studies / "nowhere", "case0") == 1
     assert main(["import", "--studies", "http://pacs/dicom-web", str(table)]) == 1
-    assert "POST /tags/import" in capsys.readouterr().err
+    assert "name it with --server" in capsys.readouterr().err
 
 
 def test_reading_makes_no_store(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,33 @@ def test_what_is_worse_or_not_judged_is_kept_back_unless_forced(
 
 def test_what_is_not_worse_is_published(options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(options, book, monkeypatch, {"gate/tumor": 0.8})["state"] == "published"
+
+
+def test_training_opens_images_and_no_label(options: AppOptions, book: TagBook, tmp_path: Path) -> None:
+    """Masks of every tagged image lie in the datastore; a real training must not so much as open one."""
+    datastore = book.images._datastore  # type: ignore[attr-defined]
+    present: dict[str, Any] = {f"case{number}": [[1, 2]] for number in range(4)}
+    book.write({image: dict.fromkeys(CLASS_NAMES, value) for image, value in present.items()}, "ann", "manual")
+    for image in present:
+        datastore.save_label(image, str(tmp_path / "studies" / f"{image}.nii.gz"), "final", {})
+    labels = sorted(path.name for path in (tmp_path / "studies" / "labels" / "final").iterdir())
+    assert labels == [f"{image}.nii.gz" for image in present]
+    opened: list[str] = []
+    watching = [True]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and isinstance(arguments[0], str | bytes | Path):
+            opened.append(os.fsdecode(arguments[0]))
+
+    sys.addaudithook(hook)  # which cannot be taken away
+    try:
+        request = {"start": "scratch", "stages": "classifier and diffusion", "epochs": 0.01, "force": True, "device": "cpu"}
+        assert WeakLabel(options, book, datastore.get_image_uri)(request, datastore)["state"] == "published"
+    finally:
+        watching.clear()
+    studies = [Path(path).relative_to(tmp_path / "studies") for path in opened if path.startswith(str(tmp_path / "studies"))]
+    assert {Path(f"{image}.nii.gz") for image in present} <= set(studies)
+    assert not [path for path in studies if path.parts[0] == "labels"]
 
 
 def test_slices_are_counted_where_an_image_may_be_present_throughout(book: TagBook) -> None:
