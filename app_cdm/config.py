@@ -164,7 +164,7 @@ class SaliencySettings(Settings):
         cam_weight: weight of the classifier's LayerCAM added to the mode's map, both scaled to unit peak; 0 leaves it out.
         smoothing_px: standard deviation of Gaussian smoothing at network resolution, in pixels.
         seed: of the noise; every slice draws from its own stream, so batch mates and order cannot matter.
-        batch_images: most network images in one forward call.
+        batch_images: most network images in one forward call, but those of one slice at least; fewer once memory has run out.
     """
 
     mode: SaliencyMode = "parallel"
@@ -206,7 +206,7 @@ class MaskSettings(Settings):
         saliency_smoothing_mm: the same for the saliency maps of neighbouring positive slices.
         threshold_rule: `otsu` per slice, `otsu_volume` once over the positive slices of a volume, or `fixed`.
         fixed_threshold: threshold on the map scaled to [0, 1], for `fixed`.
-        least_peak: a positive slice whose map peaks lower is scaled up to it, because its mask must not be empty; 0 leaves maps alone.
+        least_peak: a positive slice whose map peaks lower is scaled up to it for the mask, which must not be empty; 0 leaves maps alone.
         refinement: `appearance` keeps what looks like the rest of the target and moves the boundary to edges of the image; `random_walk`
             does the latter alone; `none` leaves the map as it is.
         components: keep the `largest` component of a slice or `all` of at least `min_component_px`.

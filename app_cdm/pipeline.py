@@ -28,6 +28,7 @@ from app_cdm.networks.condition import ConditionEmbedding
 from app_cdm.networks.decoder import PixelDecoder
 from app_cdm.networks.student import StudentNetwork
 from app_cdm.saliency.base import SaliencyModel
+from app_cdm.saliency.batches import BatchLimit
 from app_cdm.segmentation.gate import decide, joint_logits, map_logits, slice_logits, slice_scores
 from app_cdm.segmentation.maps import StudentMaps, map_source, slice_uncertainty
 from app_cdm.segmentation.mask import LEAST_PEAK, keep_components, masks_on_source_grid, raise_peaks, smooth_along_slices, thresholds
@@ -84,15 +85,15 @@ class Segmentation:
 
     Attributes:
         mask: `(X, Y, Z)` uint8 on the source voxel grid; 0 background, i + 1 for class i of the model.
-        slice_maps: class -> `(S, H, W)` float32 in [0, 1] at network resolution, in stack order, as the networks made them, without the
-            refinement of the mask; see `saliency`.
+        slice_maps: class -> `(S, H, W)` float32 in [0, 1] at network resolution, in stack order, as the networks made them: smoothed along
+            the slices where the settings say so, but not raised or refined as for the mask; see `saliency`.
         geometry: how slices were cut.
         class_scores: class -> probability that the volume holds it (that of its best slice).
         slice_scores: class -> probability of each slice, in the file's voxel order along `slicing_axis`.
         slice_uncertainty: class -> how unsure the mask of each slice is, same order; empty for `cdm_saliency`, whose map is no probability.
         method: what made the maps.
         timings: stage -> seconds.
-        network_evaluations: U-Net evaluations, one an image.
+        network_evaluations: U-Net evaluations, one an image; what is repeated for want of memory counts again.
         model_version: of the weights.
     """
 
@@ -319,6 +320,7 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             VolumeError: the image cannot be used.
             ValueError: a class name or the number of given slices is wrong, settings contradict each other, or the model has not been
                 trained for the method.
+            torch.OutOfMemoryError: one slice alone does not fit on the device.
         """
         settings = settings or self.default_settings
         chosen = self._check_classes(class_names)
@@ -330,14 +332,14 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         with self._lock:
             clock.lap("wait")
             model = self.saliency_model()
-            batch = settings.saliency.batch_images
+            batch = BatchLimit(settings.saliency.batch_images)
             student = None if self.student is None else StudentMaps(self.student, stack, batch)
             logits = self.gate_logits(stack, batch, student)
             spacing, smoothing = stack.geometry.slice_spacing_mm, settings.mask.gate_smoothing_mm
             scores = np.stack([slice_scores(of_class, spacing, smoothing) for of_class in logits.T], axis=1)
             decided = decide(scores, settings.mask, self.description.exclusive_classes)
             clock.lap("gate")
-            source = map_source(model, self.pixel_decoder, student, stack, settings)
+            source = map_source(model, self.pixel_decoder, student, stack, settings, batch)
             answers = {}
             for number, name in enumerate(chosen):
                 index = self.class_names.index(name)
@@ -363,22 +365,23 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             model_version=self.model_version,
         )
 
-    def gate_logits(self, stack: SliceStack, batch_images: int = 64, student: StudentMaps | None = None) -> np.ndarray:
+    def gate_logits(self, stack: SliceStack, batch: BatchLimit | None = None, student: StudentMaps | None = None) -> np.ndarray:
         """`(S, C)` log-odds that slices hold each class, before they are smoothed: the classifier's, with a student the joint ones.
 
         Args:
             stack: the slices of a volume.
-            batch_images: most images in one call.
+            batch: most images in one call; that of `BatchLimit` itself by default.
             student: maps of the same stack, if some are there already.
         """
+        limit = batch or BatchLimit()
 
         def classify(indices: np.ndarray) -> np.ndarray:
-            return slice_logits(self.classifier, stack.slices[indices], batch_images).numpy()
+            return limit.run(partial(slice_logits, self.classifier, stack.slices[indices])).numpy()
 
         every = np.arange(stack.slices.shape[0])
         if self.student is None:
             return classify(every)
-        maps = student or StudentMaps(self.student, stack, batch_images)
+        maps = student or StudentMaps(self.student, stack, limit)
         of_maps = np.stack([map_logits(maps(index, every)) for index in range(len(self.class_names))], axis=1)
         return joint_logits(of_maps, classify, stack.geometry.slice_spacing_mm, self.description.exclusive_classes)
 
@@ -416,9 +419,10 @@ class CDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             progress(1.0)
         images = stack.slices[:, 0].numpy()
         maps = smooth_along_slices(maps, positive, geometry.slice_spacing_mm, settings.mask.saliency_smoothing_mm)
-        maps[positive] = raise_peaks(maps[positive], settings.mask.least_peak)
-        limits = thresholds(maps, images, positive, settings.mask)
-        refined, limits = refine(maps, limits, images, settings.mask.refinement)
+        raised = maps.copy()
+        raised[positive] = raise_peaks(maps[positive], settings.mask.least_peak)
+        limits = thresholds(raised, images, positive, settings.mask)
+        refined, limits = refine(raised, limits, images, settings.mask.refinement)
         kept = keep_components(refined > limits[:, None, None], refined, settings.mask)
         return _ClassAnswer(scores, maps, masks_on_source_grid(refined, limits, kept, geometry))
 

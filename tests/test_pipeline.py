@@ -16,10 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app_cdm.config import MaskSettings, PreprocessSettings, SaliencyMode, SaliencySettings, SegmentationSettings, SettingsError
+from app_cdm.config import MaskSettings, Method, PreprocessSettings, SaliencyMode, SaliencySettings, SegmentationSettings, SettingsError
 from app_cdm.data.slices import cut_slices
 from app_cdm.data.volume import Volume, VolumeError
+from app_cdm.networks.student import StudentNetwork
 from app_cdm.pipeline import CDMPipeline, ModelDescription, Segmentation
+from app_cdm.saliency.batches import BatchLimit
+from app_cdm.segmentation.maps import StudentMaps
+from app_cdm.segmentation.mask import LEAST_PEAK
+from tests.saliency.counting import batch_sizes, out_of_memory_above
+from tests.tagged_slices import tiny_decoder
 from tests.tiny_networks import TINY, tiny_saliency_model
 
 CLASSES = ("edema", "tumor")
@@ -46,6 +52,11 @@ def model_folder(pipeline: CDMPipeline, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipeline.save_pretrained(folder)
     return folder
+
+
+def with_all_methods(pipeline: CDMPipeline) -> CDMPipeline:
+    torch.manual_seed(0)
+    return pipeline.with_networks(pixel_decoder=tiny_decoder(), student=StudentNetwork(len(CLASSES), 1, (8, 16), 1))
 
 
 def make_volume(seed: int = 0, shape: tuple[int, int, int] = SHAPE, flips: tuple[int, int, int] = (-1, 1, 1)) -> Volume:
@@ -133,6 +144,60 @@ def test_map_of_a_slice_does_not_depend_on_which_others_are_positive(pipeline: C
         given = {"tumor": [i == index for i in range(12)]}
         found = pipeline.segment(volume, alone_each, ["tumor"], positive_slices=given).saliency["tumor"]
         np.testing.assert_allclose(found[:, :, index], everything[:, :, index], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "network", "refused"),
+    [
+        ("cdm_saliency", "unet", [16, 16, 16, 8]),
+        ("cldf", "unet", [16, 16, 16, 8]),
+        ("student", "student", [20, 20, 16, 8]),
+        ("student", "classifier", [20, 20, 16, 8]),
+    ],
+)
+def test_out_of_memory_makes_the_calls_of_a_request_smaller_and_leaves_its_answer(
+    pipeline: CDMPipeline, method: Method, network: str, refused: list[int]
+) -> None:
+    pipeline, volume = with_all_methods(pipeline), make_volume(shape=(18, 22, 20))
+    settings = FAST.replace(method=method)
+    expected = pipeline.segment(volume, settings)
+    module = pipeline.unet.conv_in if network == "unet" else getattr(pipeline, network)
+    with out_of_memory_above(module, 4) as found, batch_sizes(module) as sizes:
+        result = pipeline.segment(volume, settings)
+    assert found == refused, "each size is tried once, then all calls are as small"
+    assert max(sizes) == 4
+    for name in CLASSES:
+        np.testing.assert_allclose(result.slice_maps[name], expected.slice_maps[name], atol=1e-4)
+        np.testing.assert_allclose(result.slice_scores[name], expected.slice_scores[name], atol=1e-4)
+    with out_of_memory_above(module, 0), pytest.raises(torch.OutOfMemoryError):
+        pipeline.segment(volume, settings)
+    assert_equal(pipeline.segment(volume, settings), expected)
+
+
+def test_features_of_a_slice_serve_all_classes(pipeline: CDMPipeline) -> None:
+    pipeline = with_all_methods(pipeline)
+    with batch_sizes(pipeline.unet.conv_in) as sizes:
+        result = pipeline.segment(make_volume(), FAST.replace(method="cldf"))
+    assert result.network_evaluations == sum(sizes) == 2 * SHAPE[2]
+    for name in CLASSES:
+        alone = pipeline.segment(make_volume(), FAST.replace(method="cldf"), [name])
+        np.testing.assert_array_equal(alone.slice_maps[name], result.slice_maps[name])
+
+
+def test_maps_and_uncertainty_are_the_networks_and_the_mask_that_of_raised_maps(pipeline: CDMPipeline) -> None:
+    pipeline, volume = with_all_methods(pipeline), make_volume()
+    stack = cut_slices(volume, pipeline.description.preprocess)
+    mask = MaskSettings(gate="off", threshold_rule="fixed", fixed_threshold=0.75, components="all", saliency_smoothing_mm=0.0)
+    plain, raised = (
+        pipeline.segment(volume, FAST.replace(method="student", mask=mask.replace(least_peak=peak))) for peak in (0.0, LEAST_PEAK)
+    )
+    assert (raised.mask > 0).sum() > (plain.mask > 0).sum(), "or nothing is raised"
+    of_student = StudentMaps(pipeline.student, stack, BatchLimit())
+    for index, name in enumerate(CLASSES):
+        np.testing.assert_array_equal(raised.slice_maps[name], of_student(index, np.arange(SHAPE[2])))
+        np.testing.assert_array_equal(raised.saliency[name], plain.saliency[name])
+        np.testing.assert_array_equal(raised.uncertainty[name], plain.uncertainty[name])
+    assert raised.slice_uncertainty == plain.slice_uncertainty
 
 
 @pytest.mark.parametrize("given", [{"edema": [True] * 7}, {"edema": [True] * 7, "tumor": [True] * 6}, {}])

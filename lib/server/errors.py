@@ -93,7 +93,7 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
 def explain(error: Exception) -> str:
     """The message for the caller."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU ran out of memory: send device 'cpu' or a smaller batch_images"
+        return "the GPU has too little free memory for a single slice: send device 'cpu', or end what else uses it"
     if isinstance(error, requests.exceptions.MissingSchema):
         return "there is no DICOMweb server behind this one: its studies are a folder"
     if isinstance(error, requests.RequestException):

@@ -21,6 +21,7 @@ from app_cdm.cohort.run import Run, begin_or_join
 from app_cdm.cohort.worker import Worker
 from app_cdm.pipeline import CDMPipeline
 from tests.cohort.processes import ignore, make_cases, start, stuck_at, work
+from tests.saliency.counting import out_of_memory_above
 from tests.waiting import wait_for
 
 
@@ -156,6 +157,18 @@ def test_failures_are_kept_with_their_reason_and_tried_again_by_the_next_run(
     assert not any(told.values())
     assert not list(tmp_path.glob("*.error.json"))
     assert (tmp_path / "case_03.json").stat().st_mtime_ns == written
+
+
+def test_case_fails_where_the_memory_does_not_hold_one_slice_and_only_there(
+    pipeline: CDMPipeline, cases: list[Case], tmp_path: Path
+) -> None:
+    with out_of_memory_above(pipeline.student, 0):
+        failure = dict(alone(pipeline, cases[:1], tmp_path))["case_00"]
+    assert failure is not None and failure.kind == "OutOfMemoryError"
+    with out_of_memory_above(pipeline.student, 1) as refused:
+        assert dict(alone(pipeline, cases[:1], tmp_path)) == {"case_00": None}
+    assert refused
+    assert results(tmp_path) == ["case_00"]
 
 
 def test_process_that_joins_does_not_repeat_what_failed_there(pipeline: CDMPipeline, cases: list[Case], tmp_path: Path) -> None:

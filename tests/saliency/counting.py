@@ -25,6 +25,23 @@ def batch_sizes(network: torch.nn.Module) -> Iterator[list[int]]:
 
 
 @contextmanager
+def out_of_memory_above(network: torch.nn.Module, images: int) -> Iterator[list[int]]:
+    """Makes a network run out of memory in calls of more images; gives the batch size of every call that did."""
+    refused: list[int] = []
+
+    def refuse(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs[0].shape[0] > images:
+            refused.append(int(inputs[0].shape[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = network.register_forward_pre_hook(refuse)
+    try:
+        yield refused
+    finally:
+        hook.remove()
+
+
+@contextmanager
 def timesteps_seen(unet: torch.nn.Module) -> Iterator[list[list[int]]]:
     """Timesteps of every image of every forward call of a U-Net, by a forward hook."""
     seen: list[list[int]] = []
