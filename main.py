@@ -29,6 +29,7 @@ from lib.scoring.weak_label import NAME as WEAK_LABEL_SCORE
 from lib.scoring.weak_label import WeakLabelScore
 from lib.segmentations import CODES_FILE
 from lib.server.install import has_web_application, install_server, share_the_interpreter, spare_from_collection
+from lib.sessions import SafeSessions
 from lib.tags.book import TagBook
 from lib.tags.datastore import add_tags
 from lib.tags.images import DatastoreImages
@@ -95,6 +96,10 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
 
     def init_batch_infer(self) -> Callable[..., Any]:
         return BatchInfer()
+
+    def _load_sessions(self, load: bool = False) -> SafeSessions | None:
+        folder = settings.MONAI_LABEL_SESSION_PATH or str(self.options.cache_dir / "sessions")
+        return SafeSessions(folder, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         return tag_submission(self.tags, self.datastore(), image_id)

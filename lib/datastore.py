@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.exception import LabelNotFoundException
 
-from app_cdm.data.volume import DicomSeries, find_dicom_series, read_dicom_series, read_volume, write_map
+from app_cdm.data.volume import DicomSeries, Volume, VolumeError, find_dicom_series, read_dicom_series, read_volume, write_map
 from lib.index import FINAL, FolderIndex, one_at_a_time
 from lib.server.errors import UnusableRequestError
 
@@ -117,10 +117,15 @@ class FolderDatastore(FolderIndex):
         return pairs
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Adds an image, once it has proved to be readable."""
+        """Adds an image, once it has proved to be readable; in the place of another one, whose labels go.
+
+        The image that is there already, sent once more as Slicer does before it submits a label, stays, and so do its labels.
+        """
         if image_id in self._series:
             raise UnusableRequestError(f"image {image_id!r} is a DICOM series of the studies: choose another id")
-        read_volume(Path(image_filename))
+        if self._holds(image_id, read_volume(Path(image_filename))):
+            self.update_image_info(image_id, image_info or {})
+            return image_id
         return super().add_image(image_id, image_filename, image_info)
 
     def remove_image(self, image_id: str) -> None:
@@ -141,15 +146,18 @@ class FolderDatastore(FolderIndex):
         counts = {"total": len(self._datastore.objects), "completed": len(self.labelled()), "label_tags": self.label_tags()}
         return counts | told(self.left_out)
 
-    def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """A ZIP of the labelled images.
+    def _make_way(self, image_id: str) -> None:
+        self.forget(image_id)
 
-        Raises:
-            LabelNotFoundException: no image has a final label.
-        """
-        if not self.get_labeled_images():
-            raise LabelNotFoundException("no image has a final label yet: submit one with PUT /datastore/label")
-        return str(super().get_dataset_archive(limit_cases))
+    def _holds(self, image_id: str, volume: Volume) -> bool:
+        """Whether the image of an id is this one, voxel for voxel."""
+        if not self.has_image(image_id):
+            return False
+        try:
+            held = read_volume(self.get_image_uri(image_id))
+        except (VolumeError, OSError):
+            return False
+        return np.array_equal(held.array, volume.array) and np.allclose(held.affine, volume.affine, atol=1e-4)
 
     get_labeled_images = one_at_a_time(LocalDatastore.get_labeled_images)
     get_unlabeled_images = one_at_a_time(LocalDatastore.get_unlabeled_images)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,9 +19,13 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from watchdog.events import FileSystemEvent
 
 from app_cdm.data.writing import write_atomically
+from lib.results.errors import NoSpaceError
+from lib.results.store import NO_SPACE
+from lib.server.checks import STORED_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +47,33 @@ def one_at_a_time(method: Method) -> Method:
     return locked  # type: ignore[return-value]  # wraps keeps the signature
 
 
+@contextmanager
+def enough_space() -> Iterator[None]:
+    """Says in plain words that the disk is full.
+
+    Raises:
+        NoSpaceError: it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise NoSpaceError("the server's disk is full: make room and try again") from error
+        raise
+
+
 class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no types
     """Comes between the host's local datastore and those that are used here.
 
-    Differs from the host's in what things cost, not in what they do:
+    Differs from the host's in what things cost, and in what remains where they go wrong:
 
     - The folder is listed once where the host looks at every file several times and searches a list for each.
     - After a change of one image, only its entry is turned into text again; the file is put in place in one step, so that
       a server that is killed leaves a whole one. One image is one line.
     - Events of files that the index knows of already, as of all that the server writes itself, do not lead to a new look
       at the folder; of many files that appear together one look is taken.
+    - Images and labels are put in place in one step too, so that a kill or a full disk leaves those before them; a label lies there under
+      one suffix only, so that none of those before it comes back.
 
     `index_lock`, a re-entrant lock, must be set before use.
     """
@@ -77,33 +100,73 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
         return dict(self._counts()[1])
 
     @one_at_a_time
+    @enough_space()
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Adds an image."""
+        """Adds an image.
+
+        Raises:
+            NoSpaceError: the disk is full; the image is the one before or this one, whole.
+        """
+        before = self._datastore.objects.get(image_id)
+        data = self._describe(image_id, image_filename, image_info)
+        target = self._image_file(image_id, data)
+        with _copy_beside(Path(image_filename), target) as copy:
+            if before is not None:
+                self._make_way(image_id)
+            copy.replace(target)
+        self._datastore.objects[image_id] = ImageLabelModel(image=data)
         with self._change_of(image_id):
-            return str(super().add_image(image_id, image_filename, image_info))
+            self._update_datastore_file()
+        if before is not None and before.image.ext != data.ext:
+            self._image_file(image_id, before.image).unlink(missing_ok=True)
+        return image_id
 
     @one_at_a_time
     def remove_image(self, image_id: str) -> None:
         """Removes an image and its labels, from the index too: the host leaves that to the next look at the folder."""
+        self.forget(image_id)
         super().remove_image(image_id)
         if self._datastore.objects.pop(image_id, None) is not None:
             with self._change_of(image_id):
                 self._update_datastore_file()
 
     @one_at_a_time
+    def forget(self, image_id: str) -> None:
+        """Removes all that belongs to an image: what comes under its id next must not inherit it."""
+        for tag in self._folders_of_labels():
+            self.remove_label(image_id, tag)
+
+    @one_at_a_time
+    @enough_space()
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Stores a label."""
+        """Stores a label.
+
+        Raises:
+            ImageNotFoundException: there is no such image.
+            NoSpaceError: the disk is full; the label is the one before or this one, whole.
+        """
+        entry = self._datastore.objects.get(image_id)
+        if entry is None:
+            raise ImageNotFoundException(f"Image {image_id} not found")
+        data = self._describe(image_id, label_filename, label_info)
+        target = self._label_file(image_id, label_tag, data.ext)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _copy_beside(Path(label_filename), target) as copy:
+            copy.replace(target)
+        entry.labels[label_tag] = data
         with self._change_of(image_id):
-            return str(super().save_label(image_id, label_filename, label_tag, label_info))
+            self._update_datastore_file()
+        self._unlink_label(image_id, label_tag, keep=data.ext)
+        return image_id
 
     @one_at_a_time
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Removes a label, from the index too."""
-        super().remove_label(label_id, label_tag)
         entry = self._datastore.objects.get(label_id)
         if entry is not None and entry.labels.pop(label_tag, None) is not None:
             with self._change_of(label_id):
                 self._update_datastore_file()
+        self._unlink_label(label_id, label_tag)
 
     @one_at_a_time
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -125,6 +188,29 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
         if handler is not None:
             handler.on_created = handler.on_deleted = handler.on_moved = self._on_any_event
             handler.on_modified = self._on_modify_event
+
+    def _make_way(self, image_id: str) -> None:
+        """Called when a file takes the place of another under the same id; here it is the same image, fetched once more."""
+
+    def _describe(self, image_id: str, file: str, info: dict[str, Any] | None) -> DataModel:
+        """What the index says of an image or a label that is made of a file."""
+        _, ext = self._to_id(os.path.basename(file))
+        return DataModel(info={**(info or {}), "ts": int(time.time()), "name": self._filename(image_id, ext)}, ext=ext)
+
+    def _image_file(self, image_id: str, data: DataModel) -> Path:
+        return Path(self._datastore.image_path(), self._filename(image_id, data.ext))
+
+    def _label_file(self, image_id: str, tag: str, ext: str) -> Path:
+        return Path(self._datastore.label_path(tag), self._filename(image_id, ext))
+
+    def _unlink_label(self, image_id: str, tag: str, keep: str = "") -> None:
+        """Removes the files of a label, in any of which the next look at the folder would find it, but for one suffix."""
+        for ext in set(STORED_SUFFIXES) - {keep}:
+            self._label_file(image_id, tag, ext).unlink(missing_ok=True)
+
+    def _folders_of_labels(self) -> list[str]:
+        """Tags under which labels may lie."""
+        return sorted(path.name for path in Path(self._datastore.label_path(None)).iterdir() if path.is_dir())
 
     @contextmanager
     def _change_of(self, image_id: str) -> Iterator[None]:
@@ -216,9 +302,8 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
 
     def _find_labels(self, folder: _Listing) -> int:
         """Adds labels whose files are new."""
-        labels = Path(self._datastore.label_path(None))
         found, strangers = 0, []
-        for tag in sorted(path.name for path in labels.iterdir() if path.is_dir()):
+        for tag in self._folders_of_labels():
             for file in self._list_files(self._datastore.label_path(tag), self._extensions):
                 label_id, ext = self._to_id(file)
                 entry = self._datastore.objects.get(label_id)
@@ -288,6 +373,20 @@ class _Listing:
         if folder not in self._names:
             self._names[folder] = _names_in(folder)
         return name in self._names[folder]
+
+
+@contextmanager
+def _copy_beside(source: Path, target: Path) -> Iterator[Path]:
+    """A copy beside the place where it is to be: hidden from looks at the folder, flushed to the disk, and gone if it is not moved."""
+    copy = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with source.open("rb") as given, copy.open("xb") as file:
+            shutil.copyfileobj(given, file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _names_in(folder: str) -> set[str]:

@@ -21,11 +21,14 @@ from monailabel.interfaces.utils.app import app_instance
 
 from lib.datastore import FolderDatastore
 from lib.dicomweb.datastore import PacsDatastore
+from lib.index import enough_space
 from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
+from lib.server.dataset import download_dataset
 from lib.server.rules import RULES
 from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
 from lib.server.slicer import describe_session, stop_training
+from lib.server.training import start_all_training, start_training
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +46,13 @@ TAKES_NAMES = frozenset({"image", "id", "label", "tag", "model", "strategy", "me
 REPLACED: dict[str, Callable[..., Any]] = {
     "batch_infer.api_run": start_batch,
     "batch_infer.api_stop": stop_batch,
+    "datastore.api_download_dataset": download_dataset,
     "scoring.api_run": start_all_scoring,
     "scoring.api_run_method": start_scoring,
     "scoring.api_stop": stop_scoring,
     "session.api_get_session": describe_session,
+    "train.api_run": start_all_training,
+    "train.api_run_model": start_training,
     "train.api_stop": stop_training,
 }
 
@@ -99,7 +105,8 @@ def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) ->
     try:
         if key in RULES:
             RULES[key](app, arguments)
-        result = REPLACED[key](app, arguments) if key in REPLACED else asyncio.run(endpoint(**arguments))
+        with enough_space():
+            result = REPLACED[key](app, arguments) if key in REPLACED else asyncio.run(endpoint(**arguments))
         return as_response(key, result)
     except BaseException:
         # FastAPI drops background tasks when a request fails; here they remove uploaded files.

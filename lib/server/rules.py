@@ -147,9 +147,32 @@ def batch(app: MONAILabelApp, arguments: Arguments) -> None:
 
 
 def train(app: MONAILabelApp, arguments: Arguments) -> None:
-    """Training of a known trainer, with options that it accepts and enough to learn from; one at a time."""
+    """Training of a known trainer, in the background; its options are checked where it is started, see `lib/server/training.py`."""
     known_task("trainer", arguments["model"], app._trainers)
-    app._trainers[arguments["model"]].check(dict(arguments["params"] or {}))
+    check_reserved(arguments["params"] or {})
+    in_background(arguments)
+
+
+def all_training(app: MONAILabelApp, arguments: Arguments) -> None:
+    """Training of every trainer: options for all, and objects with those of known trainers."""
+    params = arguments["params"] or {}
+    check_reserved(params)
+    for name, value in params.items():
+        if isinstance(value, dict):
+            known_task("trainer", name, app._trainers)
+            check_reserved(value)
+        elif name in app._trainers:
+            raise UnusableRequestError(f"options of trainer {name!r}: send an object such as {{}}")
+    in_background(arguments)
+
+
+def in_background(arguments: Arguments) -> None:
+    """Refuses a training inside the request, or behind another."""
+    for name in ("run_sync", "enqueue"):
+        if arguments.get(name):
+            raise UnusableRequestError(
+                f"{name} is not offered: leave it out; one training runs at a time, in the background, and GET /train/ says how far it is"
+            )
 
 
 def scoring(app: MONAILabelApp, arguments: Arguments) -> None:
@@ -216,6 +239,7 @@ RULES: dict[str, Rule] = {
     "datastore.api_update_label_info": label,
     "infer.api_run_inference": infer,
     "batch_infer.api_run": batch,
+    "train.api_run": all_training,
     "train.api_run_model": train,
     "scoring.api_run": all_scoring,
     "scoring.api_run_method": scoring,

@@ -57,11 +57,11 @@ class TaggedDatastore(FolderIndex):
             raise UnusableRequestError("params must not hold 'tags': add the image, then send them with PUT /tags/<image>")
         return str(super().add_image(image_id, image_filename, image_info))
 
-    def remove_image(self, image_id: str) -> None:
-        """Removes an image; its tags become unknown, and stay in the history."""
-        super().remove_image(image_id)
-        if not isinstance(self, DICOMWebDatastore):  # of which only the copy in the cache was removed
+    def forget(self, image_id: str) -> None:
+        """Removes the labels of an image that is removed or replaced; its tags become unknown, and stay in the history."""
+        if not isinstance(self, DICOMWebDatastore):  # of which only the copy in the cache is removed
             self.tag_book.forget(image_id, acting_user.get())
+        super().forget(image_id)
 
     def save_label(
         self,

@@ -20,6 +20,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "student": ("student",),
 }
 STARTS = ("published", "scratch")
+OPTIONS = ("stages", "start", "minutes", "epochs", "force", "device", "seed")
 MINUTES = 30.0
 
 
@@ -53,7 +54,7 @@ def option_table(has_cuda: bool) -> dict[str, Any]:
 
 
 def read_train_request(request: dict[str, Any]) -> TrainRequest:
-    """Reads a request as viewers send it; options that mean nothing here are left alone, because viewers send many.
+    """Reads a request as viewers send it; what is not of `OPTIONS` is left alone, because viewers send more.
 
     Raises:
         SettingsError: a value is not allowed.

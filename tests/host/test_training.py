@@ -6,6 +6,8 @@ import gzip
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import nibabel as nib
@@ -20,6 +22,8 @@ NUM_CASES, NUM_SLICES = 8, 8
 PRESENT = range(2, 5)
 QUICK = {"stages": "classifier and diffusion", "start": "scratch", "minutes": 0.15}
 TRAIN_LIMIT_S = 240
+NUM_CLICKS, NUM_ROUNDS = 8, 6
+ROUTES = ("train/weak_label", "train/")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,29 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.stop()
 
 
-def train(server: Server, **params: object) -> requests.Response:
-    return requests.post(f"{server.url}/train/weak_label", json={**QUICK, **params}, timeout=30)
+def train(server: Server, route: str = ROUTES[0], **params: object) -> requests.Response:
+    return requests.post(f"{server.url}/{route}", json={**QUICK, **params}, timeout=30)
+
+
+def tag_all(server: Server) -> None:
+    """Enough to learn from."""
+    tags = {f"case{number}": {"blob": [[PRESENT[0], PRESENT[-1]]] if number % 2 == 0 else False} for number in range(NUM_CASES)}
+    requests.post(f"{server.url}/tags/bulk", json={"tags": tags, "user": "reader"}, timeout=30).raise_for_status()
+
+
+def tasks(server: Server) -> list[dict[str, Any]]:
+    """Every training since the server was started."""
+    reply = requests.get(f"{server.url}/train/", params={"all": True}, timeout=30)
+    return reply.json() if reply.status_code == 200 else []
+
+
+def stop_all(server: Server) -> None:
+    """Stops every training, also one that waits for its process."""
+    deadline = time.monotonic() + 60
+    while any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(server)):
+        assert time.monotonic() < deadline
+        requests.delete(f"{server.url}/train/", timeout=30)
+        time.sleep(0.2)
 
 
 def stats(server: Server) -> dict[str, Any]:
@@ -71,8 +96,9 @@ def wait_for_idle(server: Server) -> None:
         time.sleep(0.2)
 
 
-def test_too_little_to_learn_from_is_said_by_class(empty: Server) -> None:
-    reply = train(empty)
+@pytest.mark.parametrize("route", ROUTES)
+def test_too_little_to_learn_from_is_said_by_class(empty: Server, route: str) -> None:
+    reply = train(empty, route)
     assert reply.status_code == 409
     assert "tag images of 4 more patient(s)" in reply.json()["detail"]
     assert "class 'blob': 2 more patient(s) tagged present" in reply.json()["detail"]
@@ -92,20 +118,37 @@ def test_too_little_to_learn_from_is_said_by_class(empty: Server) -> None:
         ({"force": "perhaps"}, "must be true or false"),
         ({"device": "abacus"}, "device = 'abacus'"),
         ({"seed": 1.5}, "seed = 1.5: must be a whole number"),
+        ({"model": "other"}, "params must not hold ['model']"),
     ],
 )
 def test_bad_options_are_refused(empty: Server, params: dict[str, object], said: str) -> None:
-    reply = train(empty, **params)
+    for reply in (train(empty, **params), train(empty, ROUTES[1], **params), train(empty, ROUTES[1], weak_label=params)):
+        assert reply.status_code == 400
+        assert said in reply.json()["detail"]
+
+
+def test_options_of_an_unknown_trainer_are_refused(empty: Server) -> None:
+    reply = train(empty, ROUTES[1], other={"minutes": 1})
+    assert reply.status_code == 404
+    assert "unknown trainer 'other': there are ['weak_label']" in reply.json()["detail"]
+    reply = train(empty, ROUTES[1], weak_label="quick")
     assert reply.status_code == 400
-    assert said in reply.json()["detail"]
+    assert "send an object" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("route", ["train/weak_label?run_sync=true", "train/?run_sync=true", "train/weak_label?enqueue=true"])
+def test_training_in_the_request_and_in_a_queue_are_refused(empty: Server, route: str) -> None:
+    reply = train(empty, route)
+    assert reply.status_code == 400
+    assert "is not offered: leave it out" in reply.json()["detail"]
+    assert not tasks(empty)
 
 
 def test_training_is_stopped_resumed_published_and_rolled_back(empty: Server) -> None:
-    tags = {f"case{number}": {"blob": [[PRESENT[0], PRESENT[-1]]] if number % 2 == 0 else False} for number in range(NUM_CASES)}
-    requests.post(f"{empty.url}/tags/bulk", json={"tags": tags, "user": "reader"}, timeout=30).raise_for_status()
+    tag_all(empty)
 
-    # A click, a second click, and Stop, which is a SIGKILL.
-    assert train(empty).status_code == 200
+    # A click, a second click, and Stop, which is a SIGKILL. What the host would stumble over is not for it.
+    assert train(empty, gpus=1, bundle_path="/", other="x" * 200_000).status_code == 200
     second = train(empty)
     assert second.status_code == 429
     assert "a training is running" in second.json()["detail"]
@@ -142,6 +185,43 @@ def test_training_is_stopped_resumed_published_and_rolled_back(empty: Server) ->
     assert found["current"] in unknown.json()["detail"]
     kept = requests.get(f"{empty.url}/tags/case0", timeout=30).json()
     assert kept["tags"]["blob"] == [[PRESENT[0], PRESENT[-1]]]
+
+
+@pytest.mark.parametrize("routes", [ROUTES[:1], ROUTES[1:], ROUTES])
+def test_of_clicks_at_the_same_moment_one_trains(empty: Server, routes: tuple[str, ...]) -> None:
+    tag_all(empty)
+    stop_all(empty)  # the process of a training lives on a little after it has published
+    together = Barrier(NUM_CLICKS)
+
+    def click(number: int) -> requests.Response:
+        with requests.Session() as session:
+            session.get(f"{empty.url}/auth/", timeout=30)  # so that the connection is there already
+            together.wait()
+            return session.post(f"{empty.url}/{routes[number % len(routes)]}", json=QUICK, timeout=30)
+
+    for _ in range(NUM_ROUNDS):
+        before = len(tasks(empty))
+        try:
+            with ThreadPoolExecutor(NUM_CLICKS) as pool:
+                replies = list(pool.map(click, range(NUM_CLICKS)))
+            assert sorted(reply.status_code for reply in replies) == [200] + [429] * (NUM_CLICKS - 1)
+            assert all("a training is running" in reply.json()["detail"] for reply in replies if reply.status_code == 429)
+            assert len(tasks(empty)) == before + 1
+        finally:
+            stop_all(empty)
+
+
+def test_train_without_a_name_is_answered_in_the_hosts_form(empty: Server) -> None:
+    """As OHIF asks: the options under the name of the trainer."""
+    tag_all(empty)
+    try:
+        reply = requests.post(f"{empty.url}/train/", json={"client_id": "test", "weak_label": {**QUICK, "seed": 3}}, timeout=30)
+        assert reply.status_code == 200
+        (answer,) = reply.json().values()
+        assert answer["detail"] is None
+        assert answer["result"]["request"].items() >= {**QUICK, "seed": 3, "model": "weak_label"}.items()
+    finally:
+        stop_all(empty)
 
 
 def _plain(content: bytes) -> bytes:

@@ -1,0 +1,134 @@
+"""Images and labels of a folder: whole or as before, and nothing of another image or of an earlier label comes back."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app_cdm.data.volume import Volume, read_volume, write_mask
+from lib.datastore import FolderDatastore
+from lib.results.errors import NoSpaceError
+from tests.host.studies import AFFINE, head, write_nifti
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    (tmp_path / "studies").mkdir()
+    write_nifti(tmp_path / "studies" / "case.nii.gz", head())
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def datastore(studies: Path, tmp_path: Path) -> FolderDatastore:
+    return FolderDatastore(studies, tmp_path / "cache", auto_reload=False)
+
+
+def label(folder: Path, value: int, suffix: str = ".nii.gz") -> str:
+    image = read_volume(write_nifti(folder / "grid.nii.gz", head()))
+    path = folder / f"label{value}{suffix}"
+    write_mask(np.full(image.array.shape, value, np.uint8), image, path)
+    return str(path)
+
+
+def noise(folder: Path, suffix: str = ".nii.gz") -> str:
+    """An image that compression does not make small."""
+    voxels = np.random.default_rng(0).integers(0, 256, (40, 40, 20), np.uint8)
+    write_mask(voxels, Volume(voxels.astype(np.float32), AFFINE), folder / f"noise{suffix}")
+    return str(folder / f"noise{suffix}")
+
+
+def files(studies: Path) -> dict[str, bytes]:
+    """What lies in the folder, but for the index."""
+    return {str(path.relative_to(studies)): path.read_bytes() for path in studies.rglob("*.*") if path.is_file() and path.suffix != ".json"}
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The kernel refuses to let files grow, which ends like a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal_before)
+
+
+def test_a_full_disk_leaves_image_and_label_before(datastore: FolderDatastore, studies: Path, tmp_path: Path) -> None:
+    datastore.save_label("case", label(tmp_path, 1), "final", {"note": "kept"})
+    before, index = files(studies), datastore.json()
+    large = noise(tmp_path)
+    with full_disk():
+        for image_id in ("case", "new"):
+            with pytest.raises(NoSpaceError, match="full"):
+                datastore.add_image(image_id, large, {})
+        with pytest.raises(NoSpaceError, match="full"):
+            datastore.save_label("case", large, "final", {})
+    assert files(studies) == before and datastore.json() == index
+    datastore.rescan()
+    assert datastore.json() == index
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_a_kill_leaves_image_and_label_before(datastore: FolderDatastore, studies: Path, tmp_path: Path, what: str) -> None:
+    datastore.save_label("case", label(tmp_path, 1), "final", {})
+    before, index, other = files(studies), datastore.json(), noise(tmp_path)
+    child = os.fork()
+    if child == 0:  # ends where the new file is written, but not yet on the disk
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        try:
+            datastore.add_image("case", other, {}) if what == "image" else datastore.save_label("case", other, "final", {})
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert files(studies).items() >= before.items()
+    again = FolderDatastore(studies, tmp_path / "cache", auto_reload=False)
+    assert again.json() == index, "what the kill left is taken for an image or a label"
+
+
+def test_a_label_lies_under_one_suffix_and_does_not_come_back(datastore: FolderDatastore, studies: Path, tmp_path: Path) -> None:
+    final = studies / "labels" / "final"
+    for number, suffix in enumerate((".nii.gz", ".nrrd", ".nii", ".nii.gz"), start=1):
+        datastore.save_label("case", label(tmp_path, number, suffix), "final", {})
+        assert [path.name for path in final.iterdir()] == [f"case{suffix}"]
+        assert (read_volume(datastore.get_label_uri("case", "final")).array == number).all()
+    shutil.copy(label(tmp_path, 5, ".nrrd"), final / "case.nrrd")  # as servers before this one left it
+    shutil.copy(label(tmp_path, 5, ".nrrd"), final / "case.more.nrrd")
+    datastore.remove_label("case", "final")
+    assert [path.name for path in final.iterdir()] == ["case.more.nrrd"]
+    datastore.rescan()
+    assert not datastore.get_labels_by_image_id("case")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_another_image_under_an_id_inherits_nothing(datastore: FolderDatastore, studies: Path, tmp_path: Path, suffix: str) -> None:
+    datastore.save_label("case", label(tmp_path, 1), "final", {})
+    datastore.save_label("case", label(tmp_path, 2, ".nrrd"), "original", {})
+    shutil.copy(label(tmp_path, 3, ".nii"), studies / "labels" / "original" / "case.nii")
+    other = noise(tmp_path, suffix)
+    assert datastore.add_image("case", other, {}) == "case"
+    assert set(files(studies)) - {".lock"} == {f"case{suffix}"}
+    for store in (datastore, FolderDatastore(studies, tmp_path / "cache", auto_reload=False)):
+        store.rescan()
+        assert store.get_labels_by_image_id("case") == {}
+        assert Path(store.get_image_uri("case")).read_bytes() == Path(other).read_bytes()
+
+
+def test_the_same_image_once_more_keeps_its_labels(datastore: FolderDatastore, studies: Path, tmp_path: Path) -> None:
+    """Slicer uploads a volume from its own disk each time before it submits a label."""
+    datastore.save_label("case", label(tmp_path, 1), "final", {"note": "kept"})
+    before = files(studies)
+    again = write_nifti(tmp_path / "again.nii", head())
+    assert datastore.add_image("case", str(again), {"note": "again"}) == "case"
+    assert files(studies) == before
+    assert datastore.get_label_info("case", "final")["note"] == "kept" and datastore.get_image_info("case")["note"] == "again"
