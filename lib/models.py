@@ -31,6 +31,7 @@ COMPONENT_OF: dict[Method, str] = {"cldf": "pixel_decoder", "student": "student"
 LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
 
 Fingerprint = tuple[tuple[str, int, int], ...]
+BEING_REPLACED: Fingerprint = ()
 
 
 class ModelMissingError(Exception):
@@ -54,7 +55,7 @@ class ModelStore:
     def __init__(self, options: AppOptions) -> None:
         self._options = options
         self._loaded: dict[str, tuple[Fingerprint, CDMPipeline]] = {}
-        self._failed: Fingerprint | None = None
+        self._failed: dict[str, Fingerprint] = {}  # a device's weights that are not loaded again
         self._loading = threading.Lock()
         self._network = threading.Lock()
 
@@ -67,12 +68,11 @@ class ModelStore:
         folder = self.folder()
         if folder is None:
             return ()
-        held = self._loaded.get(self.device())
-        try:
-            in_service = held is not None and fingerprint(folder) in (held[0], self._failed)
-        except OSError:  # just being replaced
-            in_service = held is not None
-        return held[1].methods if held is not None and in_service else known_methods(folder)
+        device = self.device()
+        held = self._loaded.get(device)
+        if held is not None and fingerprint(folder) in (BEING_REPLACED, held[0], self._failed.get(device)):
+            return held[1].methods
+        return known_methods(folder)
 
     def device(self, requested: str | None = None) -> str:
         """The device a request runs on.
@@ -100,21 +100,23 @@ class ModelStore:
             if folder is None:
                 raise ModelMissingError(self.explain_missing())
             held = self._loaded.get(device)
+            version = fingerprint(folder)
+            if held is not None and version in (BEING_REPLACED, held[0], self._failed.get(device)):
+                return held[1]
             try:
-                version = fingerprint(folder)
-                if held is not None and version in (held[0], self._failed):
-                    return held[1]
-                self._failed = version
                 pipeline = load(folder, version).to(device)
             except LOAD_ERRORS as error:
                 if held is None:
                     raise ModelMissingError(f"model {folder.name!r} cannot be loaded: {error}") from error
                 # A publication caught half-way, or a broken one: the server goes on with what it has.
                 logger.exception("Model %s changed but cannot be loaded; still serving the previous weights", folder.name)
+                # Memory may be free again soon, and what was read of a folder that changed meanwhile says nothing of its weights.
+                if not isinstance(error, torch.OutOfMemoryError) and fingerprint(folder) == version:
+                    self._failed[device] = version
                 return held[1]
             logger.info("Model %s, version %s, loaded on %s", folder.name, pipeline.model_version, device)
             self._loaded[device] = (version, pipeline)
-            self._failed = None
+            self._failed.pop(device, None)
             return pipeline
 
     def pipeline_for(self, method: Method, requested_device: str | None = None) -> CDMPipeline:
@@ -227,6 +229,12 @@ def published_models(model_dir: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Name, size and modification time of every file of a model: differs whenever something was published."""
-    files = sorted(path for pattern in ("*.safetensors", "*.json") for path in folder.rglob(pattern))
-    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    """Name, size and modification time of every file of a model: differs whenever something was published.
+
+    `BEING_REPLACED` where files vanish while they are looked at.
+    """
+    try:
+        files = sorted(path for pattern in ("*.safetensors", "*.json") for path in folder.rglob(pattern))
+        return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    except OSError:
+        return BEING_REPLACED

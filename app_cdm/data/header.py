@@ -69,6 +69,7 @@ def _read_grid(path: Path, size: int, modified: int) -> Volume:
 
 
 def _nrrd_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    nrrd.check_data_file(path)
     with reading(path, "NRRD"):
         header = itk.NrrdImageIO.New()
         header.SetFileName(str(path))

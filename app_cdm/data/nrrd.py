@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import itk
@@ -24,7 +25,7 @@ def read_nrrd(path: Path) -> Volume:
         VolumeError: the file is broken, not one 2D or 3D scalar image, not finite, its affine is singular, or its data
             file lies outside the header's folder.
     """
-    _check_data_file(path)
+    check_data_file(path)
     with reading(path, "NRRD"):
         image_io = itk.NrrdImageIO.New()
         image_io.SetFileName(str(path))
@@ -45,13 +46,21 @@ def read_nrrd(path: Path) -> Volume:
     return checked_volume(np.asarray(array), affine, "nrrd", path)
 
 
-def _check_data_file(path: Path) -> None:
-    """Refuses a header that sends the reader to a file in another folder: it may come from an upload."""
+def check_data_file(path: Path) -> None:
+    """Refuses a header that sends the reader to a file in another folder: it may come from an upload.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        VolumeError: it does, or it is too long to be checked as a whole, or the file is no NRRD file.
+    """
     with path.open("rb") as file:
-        header = file.read(MAX_HEADER_BYTES).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+        start = file.read(MAX_HEADER_BYTES)
+    header, *voxels = re.split(rb"\n\r?\n", start, maxsplit=1)
     if not header.startswith(b"NRRD"):
         raise VolumeError(f"{path.name}: not an NRRD file (its first bytes are {header[:8]!r}): check or export the file again")
-    for line in header.decode("latin-1").splitlines():
+    if not voxels and len(start) == MAX_HEADER_BYTES:
+        raise VolumeError(f"{path.name}: no blank line ends the header within {MAX_HEADER_BYTES >> 20} MiB: export the file again")
+    for line in re.split(r"[\r\n]", header.decode("latin-1")):
         key, _, value = line.partition(":")
         if key.replace(" ", "").lower() == "datafile" and (set(value) & set("/\\") or value.strip().startswith("LIST")):
             raise VolumeError(f"{path.name}: data file {value.strip()!r} must be one file in the same folder: save all as one .nrrd file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import requests
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
@@ -17,6 +19,10 @@ from app_cdm.data.qido import JsonDataset, search_series, text_of
 from lib.dicomweb.kept import Kept
 from lib.dicomweb.modalities import is_listed, searches
 
+logger = logging.getLogger(__name__)
+
+# What reading malformed metadata raises.
+MALFORMED = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 FIELDS = ["PatientID", "IssuerOfPatientID", "SeriesDescription"]
 
 
@@ -81,6 +87,7 @@ class Archive:
         self._drawn_on: dict[str, tuple[float, list[SegmentationSeries]]] = {}
         # What a stored segmentation refers to never changes, and its metadata is long.
         self._read: dict[tuple[str, int | None], SegmentationSeries | None] = {}
+        self._left_out: set[tuple[str, int | None]] = set()  # that the log tells of
 
     def forget(self) -> None:
         """Makes the next question go to the PACS."""
@@ -157,9 +164,17 @@ class Archive:
         uid, study = text_of(item, "SeriesInstanceUID"), text_of(item, "StudyInstanceUID")
         key = uid, _count(item)
         if key not in self._read:
-            described = [Dataset.from_json(entry) for entry in self._client.retrieve_series_metadata(study, uid)]
-            drawn = [entry for entry in described if entry.get("ReferencedSeriesSequence")]
-            self._read[key] = _segmentation(max(drawn, key=_time)) if drawn else None
+            try:
+                described = [Dataset.from_json(entry) for entry in self._client.retrieve_series_metadata(study, uid)]
+                drawn = [entry for entry in described if entry.get("ReferencedSeriesSequence")]
+                self._read[key] = _segmentation(max(drawn, key=_time)) if drawn else None
+            except (requests.HTTPError, *MALFORMED) as error:
+                if key not in self._left_out:
+                    logger.warning("Segmentation series %s is left out: %r", uid, error)
+                self._left_out.add(key)
+                if isinstance(error, requests.RequestException):  # the next answer may be a better one
+                    return None
+                self._read[key] = None
         return self._read[key]
 
 

@@ -62,7 +62,7 @@ def check_json_object(name: str, text: str) -> dict[str, Any]:
     """Parses a form field that must hold a JSON object; empty counts as an empty one.
 
     Raises:
-        UnusableRequestError: it is not JSON, not an object, or names a key twice.
+        UnusableRequestError: it is not JSON, not an object, or what `parse_json` refuses.
     """
     try:
         value = parse_json(text) if text.strip() else {}
@@ -78,12 +78,26 @@ def parse_json(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: it is not JSON.
-        UnusableRequestError: a key is named twice, or it is nested too deeply.
+        UnusableRequestError: a key is named twice, it is nested too deeply, or `check_json_value` refuses it.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_doubles)
+        value = json.loads(text, object_pairs_hook=_without_doubles)
+        check_json_value(value)
     except RecursionError as error:
         raise UnusableRequestError("JSON is nested too deeply") from error
+    return value
+
+
+def check_json_value(value: Any) -> None:
+    """Refuses what Python reads from JSON but JSON in UTF-8 cannot carry: stored, it would spoil the whole index.
+
+    Raises:
+        UnusableRequestError: a number is not finite, or a text holds half a character (a lone surrogate).
+    """
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise UnusableRequestError(f"JSON in UTF-8 cannot carry this ({error}): send finite numbers and whole characters") from error
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

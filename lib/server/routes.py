@@ -24,6 +24,7 @@ from lib.dicomweb.datastore import PacsDatastore
 from lib.index import enough_space
 from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
+from lib.server.checks import check_json_value
 from lib.server.dataset import download_dataset
 from lib.server.rules import RULES
 from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
@@ -103,6 +104,7 @@ def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) ->
     """Checks the arguments and runs the stock endpoint, or our own in its place; called in a worker thread."""
     app = app_instance()
     try:
+        check_json_value({name: value for name, value in arguments.items() if isinstance(value, str | dict)})
         if key in RULES:
             RULES[key](app, arguments)
         with enough_space():

@@ -68,3 +68,12 @@ def test_broken_headers_are_refused(tmp_path: Path, name: str) -> None:
         read_grid(tmp_path / "bad" / name)
     with pytest.raises(FileNotFoundError):
         read_grid(tmp_path / name)
+
+
+def test_grid_of_nrrd_does_not_ask_for_files_of_other_folders(tmp_path: Path) -> None:
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nspacings: 1 2 3\nencoding: raw\n"
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(24))
+    (tmp_path / "studies" / "evil.nrrd").write_text(f"{header}data file: ../secret.raw\n\n")
+    with pytest.raises(VolumeError, match="same folder"):
+        read_grid(tmp_path / "studies" / "evil.nrrd")

@@ -105,6 +105,37 @@ def test_detached_nrrd_reads_its_data_file_only_from_its_own_folder(tmp_path: Pa
             read_volume(tmp_path / "evil.nhdr")
 
 
+NRRD_HEADER = "NRRD0004{end}type: uint8{end}dimension: 3{end}sizes: 4 3 2{end}spacings: 1 2 3{end}encoding: raw{end}"
+
+
+@pytest.mark.parametrize("key", ["data file", "datafile", "Data File", "DATAFILE"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("place", ["{secret}", "../secret.raw", "LIST 3{end}{secret}"])
+def test_no_spelling_of_a_header_sends_the_reader_to_another_folder(tmp_path: Path, key: str, end: str, place: str) -> None:
+    (tmp_path / "uploads").mkdir()
+    secret, path = tmp_path / "secret.raw", tmp_path / "uploads" / "evil.nrrd"
+    secret.write_bytes(bytes(24))
+    header = NRRD_HEADER.format(end=end) + f"{key}: " + place.format(end=end, secret=secret) + end
+    path.write_text(header, newline="")
+    assert sitk.ReadImage(path).GetSize() == (4, 3, 2), "the reader itself follows it"
+    with pytest.raises(VolumeError, match="same folder"):
+        read_volume(path)
+
+
+def test_nrrd_header_too_long_to_be_checked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(24))
+    path, comments = tmp_path / "uploads" / "evil.nrrd", "# nothing to see here\n" * 50_000
+    path.write_text(f"{NRRD_HEADER.format(end=chr(10))}{comments}data file: {tmp_path / 'secret.raw'}\n\n")
+    assert sitk.ReadImage(path).GetSize() == (4, 3, 2), "the reader itself follows it"
+    with pytest.raises(VolumeError, match="no blank line ends the header within 1 MiB"):
+        read_volume(path)
+    path.write_text(f"{NRRD_HEADER.format(end=chr(10))}{comments[:1_000_000]}\n\n")
+    with path.open("ab") as file:
+        file.write(bytes(range(24)) + b"\ndata file: /etc/passwd\n")
+    np.testing.assert_array_equal(read_volume(path).array.ravel(order="F"), range(24))
+
+
 def test_two_dimensional_nrrd_has_one_slice(tmp_path: Path) -> None:
     array = RNG.integers(0, 255, (4, 3)).astype(np.uint8)
     image = sitk.GetImageFromArray(array.T)

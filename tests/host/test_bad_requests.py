@@ -9,7 +9,9 @@ import requests
 
 from tests.host.answers import MODEL, assert_refused
 from tests.host.server_process import Server
+from tests.host.studies import head, write_nifti
 
+JSON = {"Content-Type": "application/json"}
 UNUSABLE = {
     "empty.nii.gz": (400, "empty"),
     "text.nii.gz": (422, "NIfTI"),
@@ -89,6 +91,28 @@ def test_unknown_names(url: str, method: str, path: str, status: int, word: str)
 def test_params_that_are_no_json_object(url: str, text: str) -> None:
     assert_refused(requests.post(f"{url}/infer/{MODEL}?image=case0", data={"params": text}, timeout=10), 400, "params", "JSON")
     assert_refused(requests.put(f"{url}/datastore/image/info?image=case0", data={"info": text}, timeout=10), 400, "info", "JSON")
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud83d"', '{"\\ude00": 1}'])
+def test_json_that_cannot_be_stored_is_refused_everywhere(url: str, tmp_path: Path, value: str) -> None:
+    text = f'{{"note": [{value}]}}'
+    image = write_nifti(tmp_path / "volume.nii.gz", head()).read_bytes()
+    assert_refused(requests.put(f"{url}/datastore/image/info?image=case0", data={"info": text}, timeout=10), 400, "cannot carry")
+    for route, field in (("image?image=new", "file"), ("label?image=case0&tag=new", "label")):
+        files = {field: ("volume.nii.gz", image)}
+        assert_refused(requests.put(f"{url}/datastore/{route}", data={"params": text}, files=files, timeout=10), 400, "cannot carry")
+    assert_refused(requests.post(f"{url}/infer/{MODEL}?image=case0", data={"params": text}, timeout=10), 400, "cannot carry")
+    assert_refused(requests.put(f"{url}/tags/case0", data=text, timeout=10), 400, "cannot carry")
+    sampled = requests.post(f"{url}/activelearning/first", data=f'{{"client_id": {value}}}', headers=JSON, timeout=10)
+    assert_refused(sampled, 400, "cannot carry")
+    assert_refused(requests.post(f"{url}/batch/infer/{MODEL}", data=text, headers=JSON, timeout=10), 400, "cannot carry")
+    assert "note" not in requests.get(f"{url}/datastore/image/info?image=case0", timeout=10).json()
+
+
+def test_whole_characters_and_finite_numbers_are_stored(url: str) -> None:
+    info = '{"note": ["\\ud83d\\ude00", 1e308, null]}'
+    assert requests.put(f"{url}/datastore/image/info?image=case1", data={"info": info}, timeout=10).status_code == 200
+    assert requests.get(f"{url}/datastore/image/info?image=case1", timeout=10).json()["note"] == ["\U0001f600", 1e308, None]
 
 
 def test_batch_with_bad_options_does_not_start(url: str) -> None:

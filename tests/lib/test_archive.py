@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
@@ -109,6 +111,53 @@ def test_segmentations_of_one_image_are_as_the_pacs_has_them_now(tmp_path: Path)
         archive._segmentations.forget()
         assert all_of_them() == ["1.2.10", "1.2.12", "1.2.13"], "a list that is made anew says it all"
         assert archive._drawn_on == {}
+    finally:
+        pacs.stop()
+
+
+class RefusedMetadata:
+    """A client that gets an error instead of the metadata of some series."""
+
+    def __init__(self, client: DICOMwebClient, refused: dict[str, Exception]) -> None:
+        self._client, self.refused, self.asked = client, refused, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def retrieve_series_metadata(self, study: str, uid: str) -> Any:
+        self.asked.append(uid)
+        if uid in self.refused:
+            raise self.refused[uid]
+        return self._client.retrieve_series_metadata(study, uid)
+
+
+def test_segmentations_that_cannot_be_read_hide_no_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pacs = DicomWeb(tmp_path)
+    malformed = segmentation(13, "1.2.1")
+    del malformed.ReferencedSeriesSequence[0].SeriesInstanceUID
+    malformed.ReferencedSeriesSequence[0].Modality = "MR"
+    pacs.instances = [series(1), malformed, *(segmentation(number, "1.2.1") for number in (10, 11, 12))]
+    client = RefusedMetadata(DICOMwebClient(pacs.url), {"1.2.11": requests.HTTPError("404"), "1.2.12": requests.HTTPError("500")})
+    try:
+        archive = Archive(client, ["MR"], {}, refresh_s=0)
+        for _ in range(3):
+            assert [item.uid for item in archive.segmentations()] == ["1.2.10"]
+        assert sorted(record.args[0] for record in caplog.records if "is left out" in record.message) == ["1.2.11", "1.2.12", "1.2.13"]
+        assert client.asked.count("1.2.13") == 1, "what is malformed stays so"
+        client.refused.clear()
+        assert [item.uid for item in archive.segmentations()] == ["1.2.10", "1.2.11", "1.2.12"], "what the PACS did not give may come"
+    finally:
+        pacs.stop()
+
+
+@pytest.mark.parametrize("error", [requests.ConnectionError, requests.Timeout])
+def test_a_pacs_that_cannot_be_reached_has_not_lost_its_segmentations(tmp_path: Path, error: type[Exception]) -> None:
+    pacs = DicomWeb(tmp_path)
+    pacs.instances = [series(1), segmentation(10, "1.2.1"), segmentation(11, "1.2.1")]
+    try:
+        archive = Archive(RefusedMetadata(DICOMwebClient(pacs.url), {"1.2.11": error("no answer")}), ["MR"], {}, refresh_s=0)
+        with pytest.raises(error, match="no answer"):
+            archive.segmentations()
     finally:
         pacs.stop()
 
