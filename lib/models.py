@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from app_cdm.config import Method
 from app_cdm.pipeline import CDMPipeline
 from lib.options import AppOptions
+from lib.turns import Line
 from lib.versions import ModelVersions, trained_names
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class ModelStore:
         self._loaded: dict[str, tuple[Fingerprint, CDMPipeline]] = {}
         self._failed: dict[str, Fingerprint] = {}  # a device's weights that are not loaded again
         self._loading = threading.Lock()
-        self._network = threading.Lock()
+        self._network = Line()
 
     def folder(self) -> Path | None:
         """Folder of the model in service, or None while none is complete."""
@@ -150,11 +150,9 @@ class ModelStore:
         except ModelMissingError as error:
             logger.error("The server starts without a model: %s", error)
 
-    @contextmanager
-    def network_turn(self) -> Iterator[None]:
-        """Lets one request use the network at a time, so that simultaneous ones cannot exhaust memory."""
-        with self._network:
-            yield
+    def network_turn(self) -> AbstractContextManager[None]:
+        """Lets one request use the networks at a time, in the order in which they come: simultaneous ones could exhaust memory."""
+        return self._network.turn()
 
 
 def model_folder(options: AppOptions) -> Path | None:

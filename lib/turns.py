@@ -1,10 +1,11 @@
-"""Work in the background of the server: network calls one at a time, with room for the requests of viewers in between."""
+"""Who uses the networks when: one at a time, in the order in which they came; work in the background gives them back after each call."""
 
 from __future__ import annotations
 
 import copy
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,39 @@ from typing import Any, TypeVar
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
-# A lock is not fair: without a rest, whoever gives it back takes it again before those who wait have woken up.
-MIN_REST_S = 0.02
+
+
+class Line:
+    """A lock that those who wait get in the order in which they came; `threading.Lock` gives it to whoever is quickest."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    def __len__(self) -> int:
+        """How many hold it or wait for it."""
+        return len(self._waiting)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits, and holds it until the end of the block."""
+        own = object()
+        with self._changed:
+            self._waiting.append(own)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is own)
+            except BaseException:  # such as Ctrl-C: whoever comes after must not wait for this one
+                self._leave(own)
+                raise
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._leave(own)
+
+    def _leave(self, own: object) -> None:
+        self._waiting.remove(own)
+        self._changed.notify_all()
 
 
 class StoppedError(Exception):
@@ -26,7 +58,7 @@ class Turns:
     """Takes the network for one call at a time, so that a request waits for a call and not for the whole work.
 
     Attributes:
-        take: the network's lock, as `ModelStore.network_turn`.
+        take: a turn of those who use the networks, as `ModelStore.network_turn`.
         rest_share: rest after each call, as a multiple of what it took.
         stop: set when the work is to end.
     """
@@ -63,4 +95,4 @@ class Turns:
             start = time.perf_counter()
             yield
             taken_s = time.perf_counter() - start
-        self.stop.wait(max(MIN_REST_S, self.rest_share * taken_s))
+        self.stop.wait(self.rest_share * taken_s)
