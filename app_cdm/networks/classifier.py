@@ -65,12 +65,28 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.down_blocks.eval()
         return self
 
-    def forward_features(self, sample: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def draw_dropout(self, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Factors of the last features of some slices in training: 0 with the probability `dropout`, else what keeps their mean.
+
+        Args:
+            count: number of slices B.
+            generator: on the CPU; torch's global one where not given.
+
+        Returns:
+            `(B, c, 1, 1)`; a channel is dropped as a whole.
+        """
+        kept = 1 - self.config.dropout
+        return (torch.rand(count, self.conv_out.in_channels, 1, 1, generator=generator) < kept) / kept
+
+    def forward_features(
+        self, sample: torch.Tensor, timesteps: torch.Tensor, dropout: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Log-odds and the output of every stage before its downsampling.
 
         Args:
             sample: `(B, 1, H, W)` slices, clean (timestep 0) or noised.
             timesteps: `(B,)` int64.
+            dropout: of `draw_dropout`, which is called where it is not given; out of training there is none.
 
         Returns:
             `(B, C)` log-odds, and one `(B, c, h, w)` tensor a stage.
@@ -81,12 +97,14 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for block in self.down_blocks:
             hidden, outputs = block(hidden, embedding)
             stages.append(outputs[self.config.layers_per_block - 1])
-        hidden = F.dropout2d(F.silu(self.norm_out(hidden)), self.config.dropout, self.training)
+        hidden = F.silu(self.norm_out(hidden))
+        if self.training:
+            hidden = hidden * (self.draw_dropout(len(hidden)) if dropout is None else dropout).to(hidden)
         places = self.conv_out(hidden).float().flatten(2)
         sharpness = self.config.pool_sharpness
         pooled = (torch.logsumexp(sharpness * places, dim=2) - torch.log(torch.tensor(float(places.shape[2])))) / sharpness
         return pooled, stages
 
-    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, dropout: torch.Tensor | None = None) -> torch.Tensor:
         """`(B, C)` log-odds of each class; see `forward_features`."""
-        return self.forward_features(sample, timesteps)[0]
+        return self.forward_features(sample, timesteps, dropout)[0]

@@ -44,7 +44,8 @@ def bag_loss(
     step = max(1, -(-len(inside) // SLICES_PER_BAG))
     chosen = inside[int(torch.randint(step, (1,), generator=generator)) :: step]
     slices = augment(data.slices[chosen], augmentation, generator).to(classifier.device)
-    logits = classifier(slices, torch.zeros(len(slices), dtype=torch.long, device=slices.device))[:, class_index]
+    clean = torch.zeros(len(slices), dtype=torch.long, device=slices.device)
+    logits = classifier(slices, clean, classifier.draw_dropout(len(slices), generator))[:, class_index]
     count = torch.log(torch.tensor(float(len(slices))))
     pooled = (torch.logsumexp(sharpness * logits, dim=0) - count) / sharpness
     return F.softplus(-pooled)

@@ -44,7 +44,8 @@ class TrainingTask(ABC):
     def loss(self, generator: torch.Generator, batch_size: int) -> torch.Tensor:
         """Loss of a freshly drawn batch; draws from nothing but `generator` and torch's global state.
 
-        Every process of the team draws the whole batch, computes its own share of it, and returns the loss of the whole.
+        Every process of the team draws the whole batch from `generator` alone, computes its own share of it, and returns the loss of the
+        whole.
         """
 
 
@@ -150,8 +151,6 @@ class TrainingLoop:
         if self.path.exists():
             self._resume()
         self.team.copy_from_main([*self.parameters, *task.module.buffers()])
-        if not self.team.is_main:  # dropout draws from the global state: other rows, other draws
-            torch.manual_seed((seed + 1) * 1_000_003 + 1009 * self.step + self.team.rank)
 
     def run(self, progress: bool = True) -> nn.Module:
         """Trains and returns the module with its averaged weights."""
@@ -255,7 +254,7 @@ class TrainingLoop:
         tensors |= pack_optimizer(self.optimizer, "optimizer")
         tensors["random.generator"] = self.generator.get_state()
         tensors["random.global"] = torch.get_rng_state()
-        if self.device.type == "cuda":  # dropout draws there
+        if self.device.type == "cuda":  # the student's dropout draws there
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         state = {"run_id": self.run_id, "step": self.step, "loss_average": self.loss_average, "ema_step": self.ema.optimization_step}
         state |= {"elapsed_s": self.elapsed_s, "best": [self.best_value, self.looks_since_best] if self.best_weights else None}

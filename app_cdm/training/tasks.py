@@ -84,10 +84,11 @@ class ClassifierTask(TrainingTask):
         is_clean = torch.rand(batch_size, generator=generator) < self.settings.clean_probability
         timesteps = torch.where(is_clean, 0, timesteps)
         noise = torch.randn(slices.shape, generator=generator)
-        slices, noise, timesteps, is_clean, states = self.team.own(slices, noise, timesteps, is_clean, states)
+        dropout = self.module.draw_dropout(batch_size, generator)
+        slices, noise, timesteps, is_clean, states, dropout = self.team.own(slices, noise, timesteps, is_clean, states, dropout)
         samples = torch.where(is_clean[:, None, None, None], slices, self.scheduler.add_noise(slices, noise, timesteps))
         device = next(self.module.parameters()).device
-        logits = self.module(samples.to(device).contiguous(memory_format=torch.channels_last), timesteps.to(device))
+        logits = self.module(samples.to(device).contiguous(memory_format=torch.channels_last), timesteps.to(device), dropout)
         target, known = states.to(device).float(), (states != UNKNOWN).to(device)
         losses = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0), reduction="none")
         loss = self.team.sum(losses[known].sum()) / self.team.sum(known.sum()).clamp_min(1)

@@ -64,6 +64,32 @@ def test_dropout_in_training_alone() -> None:
     assert not torch.equal(network(sample, timesteps), network(sample, timesteps))
 
 
+def test_dropout_drops_whole_channels_of_a_slice_as_it_is_told() -> None:
+    network, sample, timesteps = classifier(), torch.randn(3, 1, 32, 32), torch.tensor([0, 10, 500])
+    network.conv_out.weight.mul_(10)
+    features: list[torch.Tensor] = []
+    network.norm_out.register_forward_hook(lambda _module, _inputs, output: features.append(torch.nn.functional.silu(output)))
+    plain = network(sample, timesteps)
+    dropout = network.draw_dropout(3, torch.Generator().manual_seed(0))
+    assert torch.equal(network(sample, timesteps, dropout), plain), "none out of training"
+    network.train()
+    found = network(sample, timesteps, dropout)
+    places = network.conv_out(features[0] * dropout).flatten(2).double()
+    torch.testing.assert_close(found.double(), (2.0 * places).exp().mean(dim=2).log() / 2.0, atol=1e-5, rtol=1e-5)
+    assert (found - plain).abs().max() > 1e-2
+    torch.testing.assert_close(network(sample[1:], timesteps[1:], dropout[1:]), found[1:])
+
+
+def test_dropped_share_and_mean_of_the_factors() -> None:
+    network = classifier()
+    dropout = network.draw_dropout(2000, torch.Generator().manual_seed(1))
+    assert dropout.shape == (2000, 32, 1, 1)
+    assert set(dropout.unique().tolist()) == {0.0, 1.25}
+    assert float((dropout == 0).float().mean()) == pytest.approx(network.config.dropout, abs=0.005)
+    again = [network.draw_dropout(2000, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    assert [torch.equal(dropout, other) for other in again] == [True, False]
+
+
 def test_folder_round_trip(tmp_path: Path) -> None:
     network, sample, timesteps = classifier(3, 4.0), torch.randn(2, 1, 32, 32), torch.tensor([0, 5])
     network.save_pretrained(tmp_path, safe_serialization=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from app_cdm.networks.classifier import NoiseConditionalClassifier
-from app_cdm.networks.presets import build_condition_embedding, build_scheduler, build_unet
+from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet
 from app_cdm.training.loop import TrainingLoop, TrainingTask
 from app_cdm.training.tasks import ClassifierTask, ConditionalDenoiser, DiffusionTask
 from app_cdm.training.team import Team, join_team
@@ -19,7 +18,7 @@ NAMES = ("classifier", "bags", "diffusion")
 
 
 def make(name: str) -> TrainingTask:
-    """A task without dropout: that is drawn by every process for itself."""
+    """A task as a training makes it; "bags" is the classifier with a volume that holds a class somewhere."""
     torch.manual_seed(0)
     data, settings = blob_slices(), tiny_settings()
     if name == "diffusion":
@@ -27,8 +26,7 @@ def make(name: str) -> TrainingTask:
         return DiffusionTask(denoiser, build_scheduler(), data, settings)
     if name == "bags":
         data = type(data)(**{**vars(data), "bags": torch.tensor([[0, 1]])})
-    classifier = NoiseConditionalClassifier(2, NETWORK.classifier_channels, NETWORK.layers_per_block, NETWORK.norm_num_groups, dropout=0.0)
-    return ClassifierTask(classifier, build_scheduler(), data, settings)
+    return ClassifierTask(build_classifier(NETWORK, 2), build_scheduler(), data, settings)
 
 
 def run(name: str, folder: Path, steps: int, team: Team) -> dict[str, torch.Tensor]:

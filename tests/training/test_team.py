@@ -63,12 +63,14 @@ def test_main_process_alone_writes(teams: Path) -> None:
         assert load_checkpoint(teams / name / f"{task}.checkpoint.safetensors")[1]["step"] == STEPS
 
 
-def test_one_process_goes_on_where_two_stopped(teams: Path, tmp_path: Path) -> None:
-    whole = run("diffusion", tmp_path / "whole", STEPS + 4, Team())
+@pytest.mark.parametrize("name", NAMES)
+def test_one_process_goes_on_where_two_stopped(teams: Path, tmp_path: Path, name: str) -> None:
+    whole = run(name, tmp_path / "whole", STEPS + 4, Team())
+    (checkpoint,) = (teams / name).glob("*.checkpoint.safetensors")
     parts = tmp_path / "parts"
     parts.mkdir()
-    (parts / "diffusion.checkpoint.safetensors").write_bytes((teams / "diffusion" / "diffusion.checkpoint.safetensors").read_bytes())
-    resumed = run("diffusion", parts, STEPS + 4, Team())
+    (parts / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    resumed = run(name, parts, STEPS + 4, Team())
     assert f"loss.{STEPS:03d}" not in resumed
     for key, value in resumed.items():
         torch.testing.assert_close(value, whole[key], rtol=0, atol=TOLERANCE, msg=lambda text, key=key: f"{key}: {text}")
@@ -98,6 +100,8 @@ def test_train_command_of_two_processes_writes_the_model_of_one(tmp_path: Path) 
     one, two = (CDMPipeline.from_pretrained(tmp_path / name / "model") for name in ("one", "two"))
     assert two.methods == one.methods
     assert isinstance(two.student, StudentNetwork)
-    for key, value in one.unet.state_dict().items():
-        torch.testing.assert_close(two.unet.state_dict()[key], value, rtol=0, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+    for name in ("unet", "condition_embedding", "classifier", "pixel_decoder", "student"):
+        found = getattr(two, name).state_dict()
+        for key, value in getattr(one, name).state_dict().items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=TOLERANCE, msg=lambda text, key=f"{name}.{key}": f"{key}: {text}")
     assert one.config.training["run_id"] == two.config.training["run_id"]
