@@ -174,6 +174,12 @@ def test_training_is_stopped_resumed_published_and_rolled_back(empty: Server) ->
     mask = nib.Nifti1Image.from_bytes(_plain(reply.content))
     assert mask.shape == (20, 24, NUM_SLICES)
 
+    # Progress lines are what `GET /train/` shows, TensorBoard keeps the curves of the version.
+    task = requests.get(f"{empty.url}/train/", timeout=30).json()
+    assert any("% of the training, " in line for line in task["details"]), task["details"]
+    logs = empty.log.parent / "models" / ".training" / "trained" / "tensorboard" / done["version"]
+    assert {path.parent.name for path in logs.rglob("events.out.tfevents.*")} == {"classifier", "diffusion"}
+
     # Versions: one, and nothing before it.
     found = requests.get(f"{empty.url}/versions/", timeout=30).json()
     assert [entry["is_current"] for entry in found["versions"]] == [True]

@@ -33,7 +33,7 @@ def slices_with(value: float) -> TaggedSlices:
 
 
 def trained(data: TaggedSlices, folder: Path, steps: int) -> SaliencyModel:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     settings = tiny_settings(steps)
     optimizer = settings.classifier.replace(batch_size=16, learning_rate=3e-3, ema_decay=0.9, mixed_precision=False)
     scheduler, classifier = build_scheduler(), build_classifier(NETWORK, 1)
@@ -43,25 +43,30 @@ def trained(data: TaggedSlices, folder: Path, steps: int) -> SaliencyModel:
     return SaliencyModel(denoiser.unet, denoiser.condition_embedding, classifier, scheduler, NETWORK.patch_size)
 
 
-@pytest.mark.parametrize(("value", "sign"), [(0.9, "positive"), (-0.8, "negative")])
-def test_sign_of_the_target_is_found(value: float, sign: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=[(0.9, "positive"), (-0.8, "negative")], ids=["bright", "dark"])
+def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedSlices, SaliencyModel, str]:
+    """Slices with targets of one kind, a model of them, and the sign that it should find."""
+    value, sign = request.param
     data = slices_with(value)
-    model = trained(data, tmp_path, 150)
+    return data, trained(data, tmp_path_factory.mktemp("sign"), 150), sign
+
+
+def test_sign_of_the_target_is_found(learned: tuple[TaggedSlices, SaliencyModel, str]) -> None:
+    data, model, sign = learned
     found, record = choose_sign(model, data, SETTINGS)
     assert found == sign
     assert (record["share_of_slices_with_a_darker_target"]["blob"] > 0.5) == (sign == "negative")
     assert choose_sign(model, data, SETTINGS) == (found, record), "deterministic"
 
 
-def test_with_few_present_slices_the_sign_stays_and_is_asked_for_again(tmp_path: Path) -> None:
+def test_with_few_present_slices_the_sign_stays_and_is_asked_for_again(learned: tuple[TaggedSlices, SaliencyModel, str]) -> None:
     """The mean of a few values is below zero half of the time, and of one alone nothing says how much they differ."""
-    data = slices_with(-0.8)
-    model = trained(data, tmp_path, 150)
+    data, model, sign = learned
     present = torch.nonzero(data.states[:, 0] == 1)[:, 0]
     for count in (0, 1, MIN_SLICES - 1, MIN_SLICES):
         states = torch.zeros_like(data.states)
         states[present[:count]] = 1
-        sign, record = choose_sign(model, replace(data, states=states), SETTINGS)
-        assert (sign, record["num_slices"]) == ("negative" if count == MIN_SLICES else "positive", count)
+        found, record = choose_sign(model, replace(data, states=states), SETTINGS)
+        assert (found, record["num_slices"]) == (sign if count == MIN_SLICES else "positive", count)
         assert rests_on_few({"sign": record}) == (count < MIN_SLICES)
     assert not rests_on_few({}), "a model that says nothing of it keeps its sign"
