@@ -39,7 +39,7 @@ help:
 	@echo 'make test-faults               kills server and trainer fifty times at random moments'
 	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
 	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
-	@echo 'make benchmark-loop [STEPS=1250] learning curve: tags over REST, trains, scores; eight hours on two cores, resumes where it was stopped'
+	@echo 'make benchmark-loop [STEPS=1250] learning curve: tags over REST, trains, scores; ten hours on two cores, resumes where it was stopped'
 	@echo 'make benchmark-active          Next Sample by doubt against random order, simulated on tags; a quarter of an hour on one core'
 	@echo 'make benchmark-speed           what inference, training and cohorts cost, as ratios; writes docs/performance.md'
 	@echo 'make check                     format, lint, types, import directions'
@@ -105,7 +105,7 @@ benchmark: setup
 	@$(RUN) -m benchmarks.seeds --data "$(DATA)" --scorer "$(SCORER)"
 	@$(RUN) -m benchmarks.methods --data "$(DATA)" --scorer "$(SCORER)"
 
-# STEPS of the diffusion model in each of the three trainings, and a fourth one with the budget of the model that ships.
+# STEPS of the diffusion model in each of the three trainings, and two more with the budget of the model that ships, in steps and in minutes.
 benchmark-loop: setup
 	@for dataset in lgg busi acdc_rv; do $(RUN) -m benchmarks.loop --dataset $$dataset --data "$(DATA)" --scorer "$(SCORER)" \
 	  --steps $(call quote,$(STEPS)) --device $(call quote,$(DEVICE)) || exit 1; done
