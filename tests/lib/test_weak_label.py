@@ -77,6 +77,23 @@ def test_what_is_not_worse_is_published(options: AppOptions, book: TagBook, monk
     assert train(options, book, monkeypatch, {"gate/tumor": 0.8})["state"] == "published"
 
 
+def test_other_patients_are_another_run(options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change who is held out: a run that was stopped could not be resumed, and no viewer can delete its folder."""
+    book.write({"case0": {"tumor": False}}, "ann", "manual")
+    folders = []
+
+    def stopped(*arguments: Any) -> Candidate:
+        folders.append(arguments[4])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weak_label, "retrain", stopped)
+    for patient in ("one", "one", "other"):
+        book.store.set_patients({"case0": patient})
+        with pytest.raises(KeyboardInterrupt):
+            WeakLabel(options, book, str)({"minutes": 1}, book.images._datastore)  # type: ignore[attr-defined]
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_training_opens_images_and_no_label(options: AppOptions, book: TagBook, tmp_path: Path) -> None:
     """Masks of every tagged image lie in the datastore; a real training must not so much as open one."""
     datastore = book.images._datastore  # type: ignore[attr-defined]
