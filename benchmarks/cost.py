@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,32 @@ class Footprint:
     added_mib: float
 
 
+@dataclass(frozen=True)
+class Work:
+    """What networks have to do.
+
+    Attributes:
+        multiply_adds: counted by torch.
+        activation_bytes: what layers read and write when each reads its input once and writes its output once; weights apart.
+        evaluations: of the U-Net.
+    """
+
+    multiply_adds: float = 0.0
+    activation_bytes: float = 0.0
+    evaluations: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.multiply_adds + other.multiply_adds,
+            self.activation_bytes + other.activation_bytes,
+            self.evaluations + other.evaluations,
+        )
+
+    def times(self, number: int) -> Work:
+        """The same some times over."""
+        return Work(self.multiply_adds * number, self.activation_bytes * number, self.evaluations * number)
+
+
 def main() -> int:
     """Prints a Markdown table; with `--measure`, the figures of one method as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,16 +93,17 @@ def main() -> int:
 def cost_table(pipeline: CDMPipeline, measured: Mapping[str, Footprint]) -> list[str]:
     """Lines of the table: a positive slice of one class; the gate is not counted, because all methods share it."""
     found = costs(pipeline)
-    published = found[PUBLISHED][1]
+    published = found[PUBLISHED].multiply_adds
     lines = [
         "| method | U-Net evaluations a slice | multiply-adds a slice (10^9) | share of CDM as published | ms a slice | memory, MiB |",
         "|---|---|---|---|---|---|",
     ]
-    for name, (evaluations, multiply_adds) in found.items():
+    for name, work in found.items():
+        multiply_adds = work.multiply_adds
         share = f"1 / {published / multiply_adds:.0f}" if 0 < multiply_adds <= published / 2 else f"{multiply_adds / published:.2f}"
         taken = measured.get(name)
         figures = f"{taken.ms_a_slice:.0f} | {taken.added_mib:.0f}" if taken else "not measured | not measured"
-        lines.append(f"| `{name}` | {evaluations} | {multiply_adds / 1e9:.3f} | {share} | {figures} |")
+        lines.append(f"| `{name}` | {work.evaluations} | {multiply_adds / 1e9:.3f} | {share} | {figures} |")
     return lines
 
 
@@ -117,43 +144,50 @@ def method_names(pipeline: CDMPipeline) -> list[str]:
     return [name for name in ["student", "cldf", *METHODS] if name in METHODS or name in pipeline.methods]
 
 
-def costs(pipeline: CDMPipeline) -> dict[str, tuple[int, float]]:
-    """Method -> U-Net evaluations and multiply-adds of one positive slice of one class, without the gate."""
+def costs(pipeline: CDMPipeline) -> dict[str, Work]:
+    """Method -> work of one positive slice of one class, all networks, without the gate; a backward pass counts as two forward ones."""
     return {name: _cost(pipeline, name) for name in method_names(pipeline)}
 
 
-def _cost(pipeline: CDMPipeline, name: str) -> tuple[int, float]:
-    """U-Net evaluations and multiply-adds of one slice, all networks; a backward pass counts as two forward ones."""
+def _cost(pipeline: CDMPipeline, name: str) -> Work:
     size = pipeline.description.preprocess.image_size
     slices = torch.zeros(1, 1, size, size)
     if name == "student":
         neighbours = pipeline.student.config.num_neighbours
-        return 0, _multiply_adds(pipeline.student, torch.zeros(1, 2 * neighbours + 1, size, size))
+        return _work(pipeline.student, torch.zeros(1, 2 * neighbours + 1, size, size))
     model = pipeline.saliency_model()
     inputs = SaliencyInputs(slices, torch.tensor([0.5]), (0,), 0)
     classified: list[int] = []
     handle = pipeline.classifier.norm_out.register_forward_hook(
         lambda _module, given, _output: classified.append(len(given[0]) * (3 if torch.is_grad_enabled() else 1))
     )
-    extra = 0.0
+    total = Work()
     if name == "cldf":
         features = extract_features(model, inputs, FeatureSettings.from_dict(dict(pipeline.pixel_decoder.config.features)))
-        extra = _multiply_adds(pipeline.pixel_decoder, features)
+        total += _work(pipeline.pixel_decoder, features)
     else:
         with torch.no_grad():
             METHODS[name](model, inputs, pipeline.settings_for("cdm_saliency").saliency.replace(**_changes(name)))
     handle.remove()
     timesteps, patch = torch.zeros(1, dtype=torch.long), pipeline.description.patch_size
     embedding = pipeline.condition_embedding(torch.zeros(1, len(pipeline.class_names), 3), torch.tensor([0.5]))
-    unet = _multiply_adds(pipeline.unet, torch.zeros(1, patch**2, size // patch, size // patch), timesteps, embedding)
-    classifier = _multiply_adds(pipeline.classifier, slices, timesteps)
-    return model.counter.images, extra + model.counter.images * unet + sum(classified) * classifier
+    unet = _work(pipeline.unet, torch.zeros(1, patch**2, size // patch, size // patch), timesteps, embedding)
+    total += replace(unet, evaluations=1).times(model.counter.images)
+    return total + _work(pipeline.classifier, slices, timesteps).times(sum(classified))
 
 
-def _multiply_adds(network: torch.nn.Module, *inputs: object) -> float:
+def _work(network: torch.nn.Module, *inputs: object) -> Work:
+    moved: list[int] = []
+
+    def note(_module: torch.nn.Module, given: tuple[object, ...], output: object) -> None:
+        moved.extend(one.nbytes for one in (*given, output) if isinstance(one, torch.Tensor))
+
+    handles = [module.register_forward_hook(note) for module in network.modules() if not any(module.children())]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs)
-    return float(counter.get_total_flops()) / 2
+    for handle in handles:
+        handle.remove()
+    return Work(float(counter.get_total_flops()) / 2, float(sum(moved)))
 
 
 if __name__ == "__main__":

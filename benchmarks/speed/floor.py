@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ MATRIX = 2048
 CHANNELS, SIDE, BATCH = 128, 32, 32
 REPEATS = 5
 BYTES = 4  # a float32
+COPIED = 2**29  # bytes, more than any cache holds
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -26,9 +28,8 @@ def measure(options: Options) -> dict[str, Any]:
     return {
         "matrix_product": matrix_rate(options.device),
         "convolution": convolution_rate(options.device),
-        "multiply_adds": {
-            name: {"evaluations": evaluations, "multiply_adds": count} for name, (evaluations, count) in costs(pipeline).items()
-        },
+        "bandwidth": bandwidth(options.device),
+        "work": {name: asdict(work) for name, work in costs(pipeline).items()},
         "weights": weights,
     }
 
@@ -44,6 +45,13 @@ def convolution_rate(device: torch.device) -> float:
     images = torch.randn(BATCH, CHANNELS, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
     kernels = torch.randn(CHANNELS, CHANNELS, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     return BATCH * SIDE**2 * CHANNELS**2 * 9 / best_s(lambda: F.conv2d(images, kernels, padding=1), device)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that are read and written when a large array is copied, the best of some."""
+    source = torch.zeros(COPIED // BYTES, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED / best_s(lambda: target.copy_(source), device)
 
 
 def best_s(work: Callable[[], object], device: torch.device) -> float:
@@ -62,20 +70,24 @@ def best_s(work: Callable[[], object], device: torch.device) -> float:
 
 def describe(result: dict[str, Any]) -> list[str]:
     """The two rates, and a table of what a positive slice needs."""
-    rate = result["matrix_product"]
-    counts = result["multiply_adds"]
+    rate, moved = result["matrix_product"], result["bandwidth"]
     lines = [
         f"The largest rates found: {rate / 1e9:.0f} 10^9 multiply-adds a second in a {MATRIX} x {MATRIX} matrix product, "
-        f"{result['convolution'] / 1e9:.0f} in a 3 x 3 convolution of {CHANNELS} channels ({BATCH} images of {SIDE} x {SIDE}), float32. "
+        f"{result['convolution'] / 1e9:.0f} in a 3 x 3 convolution of {CHANNELS} channels ({BATCH} images of {SIDE} x {SIDE}), float32; "
+        f"{moved / 1e9:.1f} GB a second read and written when {COPIED >> 20} MiB are copied. "
         "Weights, which every call reads once: "
         + ", ".join(f"`{name}` {count * BYTES / 1e6:.1f} MB" for name, count in result["weights"].items())
-        + ".",
+        + ". Activations: each layer reads its input and writes its output once, float32; the memory's rate is the floor of what no cache "
+        "holds.",
         "",
-        "| method, one positive slice | U-Net evaluations | multiply-adds (10^9) | at least, at the rate of the matrix product |",
-        "|---|---|---|---|",
+        "| method, one positive slice | U-Net evaluations | multiply-adds (10^9) | at least, at the rate of the matrix product "
+        "| activations, MB | at the memory's rate |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, one in counts.items():
+    for name, one in result["work"].items():
+        count, size = one["multiply_adds"], one["activation_bytes"]
         lines.append(
-            f"| `{name}` | {one['evaluations']} | {one['multiply_adds'] / 1e9:.3f} | {1000 * one['multiply_adds'] / rate:.1f} ms |"
+            f"| `{name}` | {one['evaluations']} | {count / 1e9:.3f} | {1000 * count / rate:.1f} ms "
+            f"| {size / 1e6:.0f} | {1000 * size / moved:.1f} ms |"
         )
     return lines
