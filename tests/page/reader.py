@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 LIMIT_MS = 60_000
 DRAW_LIMIT_S = 10
+MOST_TABS = 40
 LAPTOP = (1366, 768)
 UPRIGHT = (1080, 1920)
 
@@ -66,6 +67,23 @@ class Reader:
         for key in keys:
             self.page.keyboard.press(key)
         return self
+
+    def tabs_to(self, element: str, key: str = "Tab") -> Reader:
+        """Moves the focus to an element by keys."""
+        for _ in range(MOST_TABS):
+            if self.page.evaluate("document.activeElement.id") == element:
+                return self
+            self.press(key)
+        raise AssertionError(f"{key} does not lead to {element}")
+
+    def chooses(self, element: str, value: str) -> Reader:
+        """Chooses what a list offers, by keys."""
+        self.tabs_to(element)
+        for _ in range(self.page.locator(f"#{element} option").count()):
+            if self.page.locator(f"#{element}").input_value() == value:
+                return self
+            self.press("ArrowDown")
+        raise AssertionError(f"{element} does not offer {value}")
 
     def sees(self, element: str, text: Any) -> None:
         """Waits until an element holds a text."""
