@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         "--long-minutes",
         type=float,
         default=SHIPPED_MINUTES,
-        help="of yet another one; 0 is without (default: %(default)s, what the shipped model took in all)",
+        help="of yet another one; 0 is without (default: %(default)s, what its card estimates for `make train`)",
     )
     parser.add_argument("--fractions", type=float, nargs="+", help="shares of the tagged patients (default: of lgg .25 .5 1, else 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of patients and of the trainings")

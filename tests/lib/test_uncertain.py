@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from monailabel.interfaces.datastore import Datastore
 
-from app_cdm.data.volume import read_volume
+from app_cdm.data.volume import Volume, read_volume
+from lib.activelearning import sources
 from lib.activelearning.doubt import find_doubts
 from lib.activelearning.scorer import DoubtScorer
 from lib.activelearning.strategies import strategies
@@ -233,11 +234,23 @@ def test_simultaneous_clicks_get_different_images(desk: Desk) -> None:
     assert sorted(names) == list(CASES)
 
 
-def test_thousands_of_images_are_offered_without_being_read(desk: Desk) -> None:
+def test_thousands_of_images_are_offered_without_being_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def noted(path: Path) -> Volume:
+        read.append(path)
+        return read_volume(path)
+
+    monkeypatch.setattr(sources, "read_volume", noted)
+    scorer = desk.scorer()
+    scorer.sweep()
+    assert len(read) == len(CASES), "the scorer reads images in this way"
+    read.clear()
     for number in range(3000):
         (desk.work / "studies" / f"many{number}.nii.gz").touch()
     desk.datastore.rescan()
     desk.tags.store.append({f"many{number}": dict.fromkeys(CLASS_NAMES, False) for number in range(1000)}, "ann", "manual")
-    offered = strategies(desk.tags, desk.scorer())
+    offered = strategies(desk.tags, scorer)
     for name in ("uncertain", "next", "untagged", "first"):
         assert offered[name]({}, desk.datastore) is not None
+    assert read == []

@@ -68,13 +68,13 @@ class Reader:
             self.page.keyboard.press(key)
         return self
 
-    def tabs_to(self, element: str, key: str = "Tab") -> Reader:
-        """Moves the focus to an element by keys."""
+    def tabs_to(self, element: str) -> Reader:
+        """Moves the focus to an element by the tab key."""
         for _ in range(MOST_TABS):
             if self.page.evaluate("document.activeElement.id") == element:
                 return self
-            self.press(key)
-        raise AssertionError(f"{key} does not lead to {element}")
+            self.press("Tab")
+        raise AssertionError(f"the tab key does not lead to {element}")
 
     def chooses(self, element: str, value: str) -> Reader:
         """Chooses what a list offers, by keys."""
