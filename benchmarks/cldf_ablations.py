@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from benchmarks.shipped import MODEL, runs_of_model
 CAM = {"cam_foreground": 0.5, "cam_background": 0.15}
 GRADIENT = {"gradient_foreground": 0.8, "gradient_background": 0.8}
 
+FEATURES = "features_0"  # in the folder of a variant, see `DecoderTraining`
+
 Change = Callable[[CLDFSettings], CLDFSettings]
 
 
@@ -54,6 +57,8 @@ VARIANTS: dict[str, Change] = {
     "seeds: gradient map alone": _seeds(use_cam=False, use_saliency=False, gradient_foreground=0.9, gradient_background=0.6),
     "seeds: activation and gradient": _seeds(use_saliency=False, **CAM, **GRADIENT),
     "seeds: diffusion map alone": _seeds(use_cam=False, use_gradient=False),
+    "4 dimensions": lambda settings: settings.replace(embedding_dim=4),
+    "64 dimensions": lambda settings: settings.replace(embedding_dim=64),
     "one level, sigma .15": _features((0.15,)),
     "one level, sigma .3": _features((0.3,)),
     "one level, sigma .45": _features((0.45,)),
@@ -61,8 +66,6 @@ VARIANTS: dict[str, Change] = {
     "coarsest block": _features((0.15, 0.3, 0.45), blocks=(0,)),
     "two coarser blocks": _features((0.15, 0.3, 0.45), blocks=(0, 1)),
     "finest block": _features((0.15, 0.3, 0.45), blocks=(2,)),
-    "4 dimensions": lambda settings: settings.replace(embedding_dim=4),
-    "64 dimensions": lambda settings: settings.replace(embedding_dim=64),
     "random features": lambda settings: settings.replace(random_features=True),
 }
 
@@ -83,6 +86,8 @@ def main() -> int:
             result = _run(pipeline, model, name, options)
             path.write_text(json.dumps({"variant": name, **result}))
         print(ablation_line(json.loads(path.read_text())), flush=True)
+    for passed in options.run.glob("features*"):
+        shutil.rmtree(passed)
     return 0
 
 
@@ -99,9 +104,13 @@ def _run(pipeline: CDMPipeline, model: SaliencyModel, name: str, options: argpar
     votes = find_votes(model, train_data, saliency, Stage(options.run / "votes_train", "train", 0, device))
     number = list(VARIANTS).index(name)
     stage = Stage(options.run / f"variant_{number:02d}", f"{name} {options.steps}", 0, device)
+    passed = options.run / ("features_random" if settings.random_features else "features")
+    if passed.exists() and not (stage.folder / FEATURES).exists():
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        passed.rename(stage.folder / FEATURES)  # those of other settings are made anew
     training = DecoderTraining(model, train_data, votes, saliency, settings, TrainSettings().network, stage)
     decoder, own = training.learn(), training.model
-    training.close()
+    _pass_on(passed, stage.folder / FEATURES)
     data = _load(pipeline, options.data, "val")
     index = torch.arange(len(data.slices))
     maps = torch.cat([decoder_maps(own, decoder, inputs_of(data, part, 0)) for part in index.split(16)]).numpy()
@@ -118,6 +127,13 @@ def _run(pipeline: CDMPipeline, model: SaliencyModel, name: str, options: argpar
         "seed_foreground_recall": float((seeds[truth] == 1).mean()),
         "seed_background_precision": float(1 - truth[seeds == 0].mean()),
     }
+
+
+def _pass_on(passed: Path, features: Path) -> None:
+    """Leaves the features of a variant to the next one, which often needs the same."""
+    if features.exists():  # not where the decoder was finished by an earlier call
+        shutil.rmtree(passed, ignore_errors=True)
+        features.rename(passed)
 
 
 def _dice(mask: np.ndarray, truth: np.ndarray) -> float:

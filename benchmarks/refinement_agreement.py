@@ -35,6 +35,7 @@ STIFFNESSES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 PRIOR_BLURS = tuple(pixels / 64 for pixels in (1.5, 2.0, 2.5, 3.0, 3.5))
 PRIOR_WEIGHTS = (0.3, 0.5, 1.0)
 REACHES = (4 / 64, 6 / 64)
+LEAST_KEPT = (0.25, 0.5, 0.75, 1.0)
 SIZE = "mean pixels"
 PAIRS = tuple(itertools.combinations(("diffusion", "decoder", "student"), 2))
 
@@ -81,6 +82,11 @@ def _boundaries() -> Iterator[tuple[str, Boundary]]:
     for stiffness in STIFFNESSES:
         yield f"walk, stiffness {stiffness:g}", partial(_walk, stiffness=stiffness)
     yield "**in use:** appearance, weight 0.5, blur 2.5 px, reach 4 px, and nothing new", follow_image
+    for least_kept in LEAST_KEPT:
+        yield (
+            f"the same, or the walk alone where less than {least_kept:g} of the pixels would be left",
+            partial(_guarded, least_kept=least_kept),
+        )
     for weight, blur, reach in itertools.product(PRIOR_WEIGHTS, PRIOR_BLURS, REACHES):
         yield (
             f"appearance, weight {weight:g}, blur {64 * blur:g} px, reach {64 * reach:g} px",
@@ -91,6 +97,13 @@ def _boundaries() -> Iterator[tuple[str, Boundary]]:
 def _walk(probabilities: np.ndarray, slices: np.ndarray, places: np.ndarray, stiffness: float) -> np.ndarray:
     """The walk alone."""
     return random_walk(probabilities, slices, stiffness=stiffness, places=places)
+
+
+def _guarded(probabilities: np.ndarray, slices: np.ndarray, places: np.ndarray, least_kept: float) -> np.ndarray:
+    """`follow_image`, but for targets that it would shrink to the part of them that stands out most."""
+    moved = follow_image(probabilities, slices, places)
+    is_shrunk = np.count_nonzero(moved > 0.5) < least_kept * np.count_nonzero(probabilities > 0.5)
+    return random_walk(probabilities, slices, places=places) if is_shrunk else moved
 
 
 def _appearance(probabilities: np.ndarray, slices: np.ndarray, places: np.ndarray, **settings: float) -> np.ndarray:

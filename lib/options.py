@@ -11,6 +11,7 @@ from lib.dicomweb.modalities import ALL, read_modalities
 
 Device = Literal["auto", "cuda", "cpu"]
 
+APP_DIR = Path(__file__).resolve().parent.parent
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "app_cdm"
 CLASS_NAME = r"\w[\w .-]{0,63}"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from monailabel.config import settings
-from monailabel.main import Main
-
-from app_cdm.commands.environment import PASSWORD, USER, read_login
-from lib.child import stop_trainings
+from app_cdm.commands.environment import PASSWORD, read_login
 from lib.dicomweb.modalities import ALL
-from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
+from lib.options import APP_DIR, DEFAULT_CACHE_DIR, AppOptions, OptionError
 from lib.tags.location import is_url
-
-APP_DIR = Path(__file__).resolve().parent.parent
-
-# Settings of the host that must differ from its defaults; a variable of the same name in the environment wins.
-HOST_SETTINGS: dict[str, object] = {
-    "MONAI_LABEL_AUTO_UPDATE_SCORING": False,  # else every Next Sample starts a process
-    "MONAI_LABEL_TRACKING_ENABLED": False,
-}
 
 FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
@@ -59,7 +48,10 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until interrupted; returns the exit code (2 for wrong usage)."""
+    """Serves until interrupted; returns the exit code (2 for wrong usage).
+
+    The host and all that it brings take ten seconds to import, and are not until the options are known to be right.
+    """
     parser = argument_parser()
     options = parser.parse_args(arguments)
     conf = app_conf(options)
@@ -71,12 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_pacs(parser, options)
     elif not Path(options.studies).is_dir():
         parser.error(f"--studies {options.studies!r}: no such folder")
-    prepare_host(options)
-    host = Main()
-    try:
-        host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
-    finally:
-        stop_trainings()
+    importlib.import_module("lib.host").serve(options, conf)
     return 0
 
 
@@ -109,37 +96,6 @@ def app_conf(options: argparse.Namespace) -> dict[str, str]:
         "modality": options.modality,
     }
     return {key: value for key, value in conf.items() if value}
-
-
-def prepare_host(options: argparse.Namespace) -> None:
-    """Sets what the host reads from its environment, for this process and for those it starts."""
-    wanted = HOST_SETTINGS | {
-        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": options.dicomweb_refresh_s,
-        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(options.cache_dir.expanduser().resolve() / "dicomweb"),
-    }
-    if options.dicomweb_user:
-        os.environ[USER] = options.dicomweb_user
-        settings.MONAI_LABEL_DICOMWEB_USERNAME = options.dicomweb_user
-    for name, value in wanted.items():
-        if name not in os.environ:
-            setattr(settings, name, value)
-            os.environ[name] = str(value)
-    os.environ.setdefault("MONAI_LABEL_RELOAD_APP_LIB", "false")  # this package is imported already
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH")]))
-    # The host looks before it makes them, and fails where two servers start at the same moment.
-    for name in ("logs", "bin", "model"):
-        (APP_DIR / name).mkdir(exist_ok=True)
-    # DICOM SEG tools live beside the interpreter, and the host looks for them on PATH.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-
-def host_arguments(options: argparse.Namespace, conf: dict[str, str]) -> list[str]:
-    """The command line of `monailabel start_server`."""
-    arguments = ["start_server", "--app", str(APP_DIR), "--studies", options.studies, "--host", options.host, "--port", str(options.port)]
-    arguments += ["--verbose", "DEBUG" if options.verbose else "INFO"]
-    for key, value in conf.items():
-        arguments += ["--conf", key, value]
-    return arguments
 
 
 if __name__ == "__main__":

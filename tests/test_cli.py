@@ -174,7 +174,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     assert "usage:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "calibrate", "infer", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "calibrate", "infer", "evaluate", "export"])
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -182,9 +182,18 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
     assert "--output" in capsys.readouterr().out
 
 
-def test_module_can_be_run() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "app_cdm", "--help"], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-    )
+def test_module_can_be_run_and_shows_its_help_without_importing_networks() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "app_cdm", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert "not a medical device" in shown.stdout
-    assert all(command in shown.stdout for command in ("train", "calibrate", "infer", "evaluate"))
+    assert all(command in shown.stdout for command in ("train", "calibrate", "infer", "evaluate", "export"))
+    imported = {line.rsplit("|", 1)[-1].strip() for line in shown.stderr.splitlines()}
+    assert "app_cdm.cli" in imported
+    assert not imported & {"torch", "monai", "diffusers", "scipy"}
+
+
+def test_unknown_command_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["trian", "--output", "run"])
+    assert stopped.value.code == 2
+    assert "'train', 'calibrate', 'infer', 'evaluate', 'export'" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from pydicom.datadict import tag_for_keyword
 
 from app_cdm.cohort.cases import Case
 from app_cdm.cohort.holder import is_running, this_process
-from app_cdm.data.dicom import IMAGE_MODALITIES, read_dicom_folder
-from app_cdm.data.qido import search_series, text_of
+from app_cdm.data.dicom import read_dicom_folder
+from app_cdm.data.qido import IMAGE_MODALITIES, search_series, text_of
 from app_cdm.data.volume import Volume
 
 PREFIX = "app_cdm_series_"

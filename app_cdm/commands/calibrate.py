@@ -10,15 +10,14 @@ import torch
 from tqdm import tqdm
 
 from app_cdm.calibration import DEFAULT_MODES, calibrate
-from app_cdm.commands.options import Subparsers, add_model, add_tagged_folders, load_model, tagged_folders
+from app_cdm.commands.options import add_model, add_tagged_folders, load_model, tagged_folders
 from app_cdm.saliency.candidates import CANDIDATES
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("calibrate", help="choose gate and noise levels on tags of held-out images, and write the model")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     add_model(parser, with_method=False)
     parser.set_defaults(method="cdm_saliency")  # whose settings are chosen; the others share its gate
     add_tagged_folders(parser)

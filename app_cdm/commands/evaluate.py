@@ -8,13 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app_cdm.commands.options import Subparsers, add_model, load_model
+from app_cdm.commands.options import add_model, load_model
 from app_cdm.evaluation import EvaluationProtocol, EvaluationSettings, evaluate, format_report
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("evaluate", help="compare masks with expert masks of a validation or test split")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     add_model(parser)
     parser.add_argument("--dataset", type=Path, required=True, help="folder with images/, masks/ and slices.csv or images.csv")
     parser.add_argument("--split", default="test", help="never train; default test")

@@ -9,13 +9,11 @@ from pathlib import Path
 from diffusers.utils.logging import disable_progress_bar
 
 from app_cdm.bundle.export import export_bundle
-from app_cdm.commands.options import Subparsers
 from app_cdm.pipeline import CDMPipeline
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("export", help="write the student of a model as a MONAI bundle, which runs without this package")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     parser.add_argument("--model", type=Path, required=True, help="model folder with a trained student")
     parser.add_argument("--output", type=Path, required=True, help="bundle folder; an older bundle there is replaced")
     parser.set_defaults(run=run)

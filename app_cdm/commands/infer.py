@@ -23,14 +23,13 @@ from app_cdm.cohort.run import Run, begin_or_join
 from app_cdm.cohort.summary import describe, read_lines, write_summary
 from app_cdm.cohort.worker import Worker
 from app_cdm.commands.environment import PASSWORD, Launch, cores, read_launch, read_login
-from app_cdm.commands.options import Subparsers, add_model, load_model
+from app_cdm.commands.options import add_model, load_model
 
 CLAIMS = ".claims"
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("infer", help="segment images: files, folders, DICOM series, CSV tables or a query of a DICOMweb server")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, nargs="+", help="images, folders that hold images or DICOM series, or CSV tables")

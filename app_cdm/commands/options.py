@@ -15,7 +15,6 @@ from app_cdm.data.tags import read_tags
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.run import TaggedFolder
 
-Subparsers = argparse._SubParsersAction
 SHARED = ("batch_images",)  # settings of the saliency that every method uses
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from app_cdm.commands.options import Subparsers, add_tagged_folders, tagged_folders
+from app_cdm.commands.options import add_tagged_folders, tagged_folders
 from app_cdm.networks.presets import PRESETS
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.run import train
@@ -20,9 +20,8 @@ from app_cdm.training.team import join_team
 STAGES = (*FIRST_STAGES, *LATER_STAGES)
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("train", help="train a model from image-level tags")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     add_tagged_folders(parser)
     parser.add_argument("--preset", choices=sorted(PRESETS), help="size of the networks (default: tiny)")
     parser.add_argument("--settings", type=Path, help="JSON of TrainSettings; options given here override it")

@@ -19,8 +19,6 @@ LOGGER = logging.getLogger(__name__)
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128
 MAX_LISTED = 10
-# Series of pixels that a mask can be drawn on; reports, contours, plans, segmentations and slides are none.
-IMAGE_MODALITIES = ("CR", "CT", "DX", "MG", "MR", "NM", "PT", "RF", "RG", "US", "XA")
 
 
 @dataclass(frozen=True)

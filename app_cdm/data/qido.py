@@ -12,6 +12,8 @@ JsonDataset = Mapping[str, Mapping[str, Any]]
 
 # Servers that cut their answers off do so at a round number.
 PAGE_UNIT = 10
+# Series of pixels that a mask can be drawn on; reports, contours, plans, segmentations and slides are none.
+IMAGE_MODALITIES = ("CR", "CT", "DX", "MG", "MR", "NM", "PT", "RF", "RG", "US", "XA")
 
 
 def search_series(

@@ -15,8 +15,8 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from pydicom.dataset import Dataset
 
-from app_cdm.data.dicom import IMAGE_MODALITIES
 from app_cdm.data.header import read_grid
+from app_cdm.data.qido import IMAGE_MODALITIES
 from app_cdm.data.volume import VolumeError, read_volume, write_map, write_mask
 from lib.datastore import title_of, told
 from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries

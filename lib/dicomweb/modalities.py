@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app_cdm.data.dicom import IMAGE_MODALITIES
+from app_cdm.data.qido import IMAGE_MODALITIES
 
 ALL = "all"
 

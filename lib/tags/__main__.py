@@ -13,8 +13,7 @@ from pathlib import Path
 import requests
 
 from lib.models import known_class_names
-from lib.options import DEFAULT_CACHE_DIR, AppOptions, OptionError
-from lib.serve import APP_DIR
+from lib.options import APP_DIR, DEFAULT_CACHE_DIR, AppOptions, OptionError
 from lib.server.checks import check_json_object
 from lib.server.errors import UnusableRequestError
 from lib.tags.book import TagBook

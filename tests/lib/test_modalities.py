@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app_cdm.data.dicom import IMAGE_MODALITIES
+from app_cdm.data.qido import IMAGE_MODALITIES
 from lib.dicomweb.modalities import is_listed, read_modalities, searches
 
 
