@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from app_cdm.commands.environment import PASSWORD, USER, Launch, read_launch, re
 from app_cdm.data.volume import read_volume
 from app_cdm.pipeline import CDMPipeline
 from tests.cohort.processes import exit_with, start
+from tests.launchers import ACCELERATE
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,9 +120,8 @@ def test_full_or_forbidden_output_is_one_clear_line(model: Path, images: Path, t
     assert capsys.readouterr().err.startswith(f"error: cannot write to {tmp_path / 'out'}: ")
 
 
-def test_torchrun_with_two_processes_does_every_case_once(model: Path, images: Path, tmp_path: Path) -> None:
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launched += ["-m", "app_cdm", "--verbose", *command(model, images, tmp_path / "out")]
+def test_accelerate_with_two_processes_does_every_case_once(model: Path, images: Path, tmp_path: Path) -> None:
+    launched = [*ACCELERATE, "app_cdm", "--verbose", *command(model, images, tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.checkpoint import load_checkpoint
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.team import Team
+from tests.launchers import ACCELERATE, TORCHRUN
 from tests.training.synthetic import tiny_settings, write_blob_study
 from tests.training.team_process import NAMES, run
 
@@ -27,9 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, TOLERANCE = 8, 1e-4  # rounding, enlarged by Adam
 
 
-def launch(*arguments: str) -> None:
-    """Runs a module in two processes, as a user does on one machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *arguments]
+def launch(*command: str) -> None:
+    """Runs a command to its end, with one thread a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LAUNCH_LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -39,7 +38,7 @@ def launch(*arguments: str) -> None:
 def teams(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight steps of two processes."""
     folder = tmp_path_factory.mktemp("team")
-    launch("tests.training.team_process", str(folder), str(STEPS))
+    launch(*TORCHRUN, "tests.training.team_process", str(folder), str(STEPS))
     return folder
 
 
@@ -84,7 +83,7 @@ def test_batch_smaller_than_the_team_is_refused(tmp_path: Path) -> None:
 
 
 def test_train_command_of_two_processes_writes_the_model_of_one(tmp_path: Path) -> None:
-    """All four stages over the command line: the maps are shared, decoder and student are trained by the main process."""
+    """All four stages by `accelerate launch`: the maps are shared, decoder and student are trained by the main process."""
     write_blob_study(tmp_path / "study", count=6)
     short = OptimizerSettings(num_steps=4, batch_size=6, num_warmup_steps=1, learning_rate=1e-3, ema_decay=0.9, mixed_precision=False)
     settings = tiny_settings(4).to_dict()
@@ -95,7 +94,7 @@ def test_train_command_of_two_processes_writes_the_model_of_one(tmp_path: Path) 
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     command = ["app_cdm", "train", "--images", str(tmp_path / "study/images"), "--tags", str(tmp_path / "study/slices.csv")]
     command += ["--settings", str(tmp_path / "settings.json"), "--stages", "classifier", "diffusion", "cldf", "student"]
-    launch(*command, "--output", str(tmp_path / "two"))
+    launch(*ACCELERATE, *command, "--output", str(tmp_path / "two"))
     assert main([*command[1:], "--output", str(tmp_path / "one")]) == 0
     one, two = (CDMPipeline.from_pretrained(tmp_path / name / "model") for name in ("one", "two"))
     assert two.methods == one.methods
