@@ -181,7 +181,24 @@ def _other_part(points: Sequence[dict[str, Any]], introduction: str) -> list[str
         "|---|---|---|---|---|---|",
         *(f"| `{name}` | {_scores(s)} | {_pixels(s['hd95_px'])} |" for name, s in scores.items()),
         "",
+        *_found_as(points[-1].get("found_as", {})),
         f"Steps of each stage and round: {_steps(points[-1])}. Held-out tag score {record['held_out'].get('mean', float('nan')):.3f}.",
+    ]
+
+
+def _found_as(found_as: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Whether classes of which an image holds one at most are told apart."""
+    if not found_as:
+        return []
+    names = [name for name in next(iter(found_as.values())) if name != "images"]
+    rows = (f"| {own} | {of['images']} | " + " | ".join(f"{of[name]:.3f}" for name in names) + " |" for own, of in found_as.items())
+    return [
+        "Share of the lesions that the mask of each class meets, `student`:",
+        "",
+        "| lesion | images | " + " | ".join(f"found as {name}" for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+        *rows,
+        "",
     ]
 
 

@@ -59,6 +59,8 @@ class Dataset:
         shares: of the tagged patients.
         exclude: column that says which rows to leave out.
         values: class -> its value in the reference masks, where classes are scored one by one.
+        any_class: value of any class in the reference masks, where an image holds one class at most: whether the student takes it for the
+            right one is counted.
     """
 
     table: str
@@ -68,6 +70,7 @@ class Dataset:
     shares: tuple[float, ...]
     exclude: str | None = None
     values: Mapping[str, int] = field(default_factory=dict)
+    any_class: int | None = None
 
 
 DATASETS = {
@@ -79,6 +82,7 @@ DATASETS = {
         ("student", "cldf", "parallel", "layer_cam", "grad_cam", "gradient", "reference"),
         (1.0,),
         "label_conflict",
+        any_class=255,
     ),
     "acdc_rv": Dataset(
         "slices.csv",
@@ -228,10 +232,31 @@ def run_once(options: argparse.Namespace, plan: Plan, asked_for: dict[str, float
                 scores[row.key + target] = score_over_rest(
                     options.scorer, server.url, row, source, "test", result, limit=options.limit, values=values
                 )
+        apart = count_classes(options, server.url, dataset, source, folder) if dataset.any_class is not None else {}
     record = dict(CDMPipeline.from_pretrained(model_in_service(folder / "models")).config.training)
     found = {"plan": asdict(plan), "training": json.loads(trained.read_text()), "scores": scores}
+    if apart:
+        found["found_as"] = apart
     found["record"] = {key: record[key] for key in ("num_images", "num_slices", "num_present_slices", "steps", "held_out", "machine")}
     _write(folder / "result.json", found)
+
+
+def count_classes(options: argparse.Namespace, url: str, dataset: Dataset, source: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """Class of the test images -> how many they are, and the share of them that the student's mask of each class meets."""
+    assert dataset.any_class is not None
+    student = next(row for row in ROWS if row.key == "student")
+    tags = read_tags(source / dataset.table, dataset.classes, "test", dataset.exclude).tags
+    met: dict[str, dict[str, list[bool]]] = {}
+    for number, name in enumerate(sorted(dataset.classes), start=1):  # as the app numbers them
+        result, values = folder / f"rest_student_as_{name}.json", (dataset.any_class, number)
+        score_over_rest(options.scorer, url, student, source, "test", result, limit=options.limit, values=values)
+        for case in json.loads(result.read_text())["cases"]:
+            for own in (own for own, value in tags[Path(case["case"]).stem].items() if value):
+                met.setdefault(own, {}).setdefault(name, []).append(any(case["slice_found"]))
+    return {
+        own: {"images": len(next(iter(of.values()))), **{name: sum(found) / len(found) for name, found in of.items()}}
+        for own, of in met.items()
+    }
 
 
 def score_shipped(options: argparse.Namespace) -> None:
