@@ -26,6 +26,7 @@ from app_cdm.cldf.train import DecoderTraining, find_votes
 from app_cdm.cldf.votes import inputs_of, seeds_of_class, thorough
 from app_cdm.data.dataset import TaggedSlices, load_tagged_slices
 from app_cdm.data.tags import read_tags
+from app_cdm.data.writing import write_atomically
 from app_cdm.metrics.ranking import tag_auc
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.saliency.base import SaliencyModel
@@ -82,9 +83,9 @@ def main() -> int:
     model = pipeline.saliency_model()
     for name in options.only or VARIANTS:
         path = options.run / f"{list(VARIANTS).index(name):02d}.json"
-        if not path.exists():
+        if not path.exists() or json.loads(path.read_text())["steps"] != options.steps:
             result = _run(pipeline, model, name, options)
-            path.write_text(json.dumps({"variant": name, **result}))
+            write_atomically(path, json.dumps({"variant": name, "steps": options.steps, **result}).encode())
         print(ablation_line(json.loads(path.read_text())), flush=True)
     for passed in options.run.glob("features*"):
         shutil.rmtree(passed)

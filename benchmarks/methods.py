@@ -251,8 +251,8 @@ def _ablations(folder: Path) -> list[str]:
     if not results:
         return []
     return [
-        "One round of the pixel decoder on the tags of the training patients, same seed and steps, looked at on the validation patients. "
-        "The tag AUC of the map may choose; the other columns read pixel masks and explain.",
+        "One round of the pixel decoder on the tags of the training patients, looked at on the validation patients; seed 0 and "
+        f"{results[0]['steps']} steps for all. The tag AUC of the map may choose; the other columns read pixel masks and explain.",
         "",
         "| variant | tag AUC of the map | slice Dice, tags given | foreground seeds: precision | recall | background seeds: precision |",
         "|---|---|---|---|---|---|",
