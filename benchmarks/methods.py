@@ -239,7 +239,8 @@ def _seeds(options: argparse.Namespace) -> list[str]:
     if not table:
         return []
     return [
-        "Decoder and student trained anew with other seeds on the classifier and diffusion model that ship; `lgg` test over REST.",
+        "Decoder and student trained anew with other seeds on the classifier and diffusion model that ship; `lgg` test over REST. Seed 0 "
+        "ships, and its decoder and student are of an earlier version of the code (model card).",
         "",
         *table,
     ]
