@@ -83,9 +83,9 @@ def main() -> int:
     model = pipeline.saliency_model()
     for name in options.only or VARIANTS:
         path = options.run / f"{list(VARIANTS).index(name):02d}.json"
-        if not path.exists() or json.loads(path.read_text())["steps"] != options.steps:
-            result = _run(pipeline, model, name, options)
-            write_atomically(path, json.dumps({"variant": name, "steps": options.steps, **result}).encode())
+        asked = {"variant": name, "steps": options.steps}
+        if not path.exists() or not asked.items() <= json.loads(path.read_text()).items():
+            write_atomically(path, json.dumps(asked | _run(pipeline, model, name, options)).encode())
         print(ablation_line(json.loads(path.read_text())), flush=True)
     for passed in options.run.glob("features*"):
         shutil.rmtree(passed)
@@ -104,7 +104,7 @@ def _run(pipeline: CDMPipeline, model: SaliencyModel, name: str, options: argpar
     device = torch.device("cpu")
     votes = find_votes(model, train_data, saliency, Stage(options.run / "votes_train", "train", 0, device))
     number = list(VARIANTS).index(name)
-    stage = Stage(options.run / f"variant_{number:02d}", f"{name} {options.steps}", 0, device)
+    stage = Stage(options.run / f"variant_{number:02d}_{options.steps}_steps", f"{name} {options.steps}", 0, device)
     passed = options.run / ("features_random" if settings.random_features else "features")
     if passed.exists() and not (stage.folder / FEATURES).exists():
         stage.folder.mkdir(parents=True, exist_ok=True)

@@ -36,9 +36,9 @@ def launch(*command: str) -> None:
 
 @pytest.fixture(scope="module")
 def teams(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight steps of two processes."""
+    """Eight steps of two processes, each of which writes a file with its rank: that there are two of them is part of what is tested."""
     folder = tmp_path_factory.mktemp("team")
-    launch(*TORCHRUN, "tests.training.team_process", str(folder), str(STEPS))
+    launch(*ACCELERATE, "tests.training.team_process", str(folder), str(STEPS))
     return folder
 
 
@@ -83,7 +83,7 @@ def test_batch_smaller_than_the_team_is_refused(tmp_path: Path) -> None:
 
 
 def test_train_command_of_two_processes_writes_the_model_of_one(tmp_path: Path) -> None:
-    """All four stages by `accelerate launch`: the maps are shared, decoder and student are trained by the main process."""
+    """All four stages by `torchrun`: the maps are shared, decoder and student are trained by the main process."""
     write_blob_study(tmp_path / "study", count=6)
     short = OptimizerSettings(num_steps=4, batch_size=6, num_warmup_steps=1, learning_rate=1e-3, ema_decay=0.9, mixed_precision=False)
     settings = tiny_settings(4).to_dict()
@@ -94,7 +94,7 @@ def test_train_command_of_two_processes_writes_the_model_of_one(tmp_path: Path) 
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     command = ["app_cdm", "train", "--images", str(tmp_path / "study/images"), "--tags", str(tmp_path / "study/slices.csv")]
     command += ["--settings", str(tmp_path / "settings.json"), "--stages", "classifier", "diffusion", "cldf", "student"]
-    launch(*ACCELERATE, *command, "--output", str(tmp_path / "two"))
+    launch(*TORCHRUN, *command, "--output", str(tmp_path / "two"))
     assert main([*command[1:], "--output", str(tmp_path / "one")]) == 0
     one, two = (CDMPipeline.from_pretrained(tmp_path / name / "model") for name in ("one", "two"))
     assert two.methods == one.methods
