@@ -2,6 +2,7 @@
 
 import { ask, part, untilAnswered } from "./api.js";
 import { anotherRange, isSame, markEnd } from "./marks.js";
+import { lastAction } from "./saver.js";
 
 export class Case {
   /** @param {object} about what `/tagging/case/<image>` says @param {import("./saver.js").Saver} saver */
@@ -92,10 +93,8 @@ export class Case {
   }
 
   /** The last action on this case that was not taken back, or null. */
-  async lastAction() {
-    const { history } = await ask("GET", `tags/${part(this.image)}/history`);
-    const undone = new Set(history.map((event) => event.undoes));
-    return history.findLast((event) => event.undoes === null && !undone.has(event.action)) ?? null;
+  lastAction() {
+    return lastAction(this.image);
   }
 
   /** Takes an action back, unless another came in between. */

@@ -25,7 +25,7 @@ export async function openCases(image, onChoose) {
   [current, choose, offset, query.value] = [image, onChoose, 0, ""];
   dialog.showModal();
   await load();
-  focusOn(0);
+  if (!query.value && document.activeElement === query) focusOn(0); // unless somebody searches by now
 }
 
 async function load() {

@@ -7,7 +7,7 @@ import { actionOf, listKeys } from "./keys.js";
 import { inWords } from "./marks.js";
 import { Opinions, percent } from "./opinion.js";
 import { Saver } from "./saver.js";
-import { say, sayError } from "./say.js";
+import { say, sayError, unsay } from "./say.js";
 import { busy, cssColor, showPage, WITHOUT_CASE } from "./screen.js";
 import { Strip } from "./strip.js";
 import { Training } from "./training.js";
@@ -16,6 +16,8 @@ import { Viewer } from "./viewer.js";
 const USER_KEY = "tagging.user";
 const STATE_MS = 20_000;
 const NOTCH_PX = 40;
+const NOT_SAVED = "A tag is not saved yet, and is sent again";
+const NO_SERVER = "Waiting for the server";
 const $ = (id) => document.getElementById(id);
 
 const viewer = new Viewer($("image"));
@@ -30,6 +32,10 @@ let active = "";
 let user = localStorage.getItem(USER_KEY) ?? "";
 let server = { classes: [], model: null, progress: null, user: null };
 let opening = new AbortController();
+/** @type {AbortController | null} the server is choosing a case */
+let choosing = null;
+/** Images of which a tag was stored while they were not shown, since the last one was asked for. */
+const storedUnseen = new Set();
 let undoing = Promise.resolve();
 let wheel = 0;
 /** What must be pressed twice, because something would be lost or undone for somebody else. */
@@ -85,10 +91,10 @@ async function begin() {
   } catch (error) {
     return sayError("This browser cannot show images (WebGL 2 is needed)", error);
   }
-  await untilAnswered(refreshState, { onFailure: (error) => sayError("Waiting for the server", error) });
+  await untilAnswered(refreshState, { onFailure: (error) => sayError(NO_SERVER, error) });
   if (!user && !server.user) await askUser();
   void saver.start();
-  setInterval(() => refreshState().catch((error) => sayError("Waiting for the server", error)), STATE_MS);
+  setInterval(() => refreshState().catch((error) => sayError(NO_SERVER, error)), STATE_MS);
   await openLink();
 }
 
@@ -110,10 +116,12 @@ async function openLink() {
 /** Opens a case; one that is being opened is let go. */
 async function open(image, { isReturn = false } = {}) {
   opening.abort();
+  choosing?.abort();
   opening = new AbortController();
   const { signal } = opening;
   asked = "";
   shown = null;
+  storedUnseen.clear();
   opinions.close();
   viewer.clear();
   viewer.draw();
@@ -125,7 +133,8 @@ async function open(image, { isReturn = false } = {}) {
     const onProgress = (received, total) => busy(`Loading ${image}: ${total ? percent(received / total) : `${received >> 20} MiB`}`);
     const fetching = () => download(found.about.volume, { signal, onProgress });
     const bytes = await untilAnswered(fetching, { signal, onFailure: waiting });
-    await viewer.show(bytes, image, found.about.slicing_axis, found.numSlices);
+    await viewer.show(bytes, image, found.about.slicing_axis, found.numSlices, signal);
+    while (!signal.aborted && storedUnseen.delete(image)) await untilAnswered(() => found.refresh(), { signal, onFailure: waiting });
     if (signal.aborted) return;
     enter(found, isReturn);
   } catch (error) {
@@ -200,8 +209,8 @@ async function undoOnce() {
   const found = shown;
   if (!found) return;
   if (found.drafts.delete(active)) return say(`${active}: marks removed.`), show();
-  const entry = saver.takeBack(found.image);
-  if (entry) return say(`${entry.name}: not sent any more, so ${inWords(found.tag(entry.name), found.isPicture)}.`), show();
+  const entry = saver.takeBack(found.image, found.tags);
+  if (entry) return say(`${entry.name}: taken back before it was stored, so ${inWords(found.tag(entry.name), found.isPicture)}.`), show();
   if (saver.isUnsaved(found.image)) return say("The last tag is just being sent: press U again.");
   try {
     const last = await found.lastAction();
@@ -239,6 +248,8 @@ async function judge(verdict) {
 
 function onStored(entry, reply) {
   if (shown?.image === entry.image) shown.take(reply);
+  else storedUnseen.add(entry.image);
+  unsay(NOT_SAVED);
   if (!saver.isUnsaved()) void refreshState().catch(() => {});
   show();
 }
@@ -250,7 +261,7 @@ function onRefused(entry, error) {
 }
 
 function onWaiting(error) {
-  sayError("A tag is not saved yet, and is sent again", error);
+  sayError(NOT_SAVED, error);
 }
 
 // Cases
@@ -258,14 +269,19 @@ function onWaiting(error) {
 async function nextCase() {
   await leaveTo("next", async () => {
     if (place < visited.length - 1) return open(visited[++place], { isReturn: true });
+    if (choosing && !choosing.signal.aborted) return; // another press asks for the same
+    const { signal } = (choosing = new AbortController()); // aborted by whatever opens a case meanwhile
     busy("Choosing the next case …");
     try {
-      const choosing = () => ask("POST", "activelearning/uncertain", { json: { client_id: userName() } });
-      const { id } = await untilAnswered(choosing, { onFailure: waiting });
+      const asking = () => ask("POST", "activelearning/uncertain", { json: { client_id: userName() }, signal });
+      const { id } = await untilAnswered(asking, { signal, onFailure: waiting });
+      choosing = null;
       busy("");
-      if (id) return await open(id);
+      if (id) return await leaveTo("next", () => open(id));
       say("No case is left: each has a tag for every class, or a final label. C lists them all.", "good");
     } catch (error) {
+      if (signal.aborted) return;
+      choosing = null;
       busy("");
       sayError("No next case", error);
     }
@@ -295,6 +311,7 @@ async function refreshState() {
 }
 
 function takeState(state) {
+  unsay(NO_SERVER);
   const before = server;
   server = state;
   if (state.user) user = state.user;

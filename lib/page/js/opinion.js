@@ -143,9 +143,10 @@ export class Opinions {
    */
   async judge(verdict, user) {
     if (this.opinion.isDecided) await this.open(this.about, this.task, this.why);
-    if (!this.opinion) throw new Error(this.text);
-    const reply = await (verdict === "accept" ? accept : reject)(this.opinion, user);
-    this.opinion.isDecided = true;
+    const { opinion } = this; // another case may be open by the time of the answer
+    if (!opinion) throw new Error(this.text);
+    const reply = await (verdict === "accept" ? accept : reject)(opinion, user);
+    opinion.isDecided = true;
     return reply;
   }
 

@@ -1,13 +1,15 @@
 // Writes tags, one after the other, until each is stored or refused; what is not stored yet outlives a reload.
 
 import { ApiError, ask, part, untilAnswered } from "./api.js";
+import { isSame } from "./marks.js";
 
 const KEY = "tagging.unsaved";
 
 /**
- * One tag on its way to the server; `draft` is the range that it was made of.
+ * One tag on its way to the server; `draft` is the range that it was made of. With `wrong` it takes such a tag back, if that was stored.
  * @typedef {{
  *   id: number, image: string, name: string, value: import("./marks.js").Tag, user: string, draft?: import("./marks.js").Draft,
+ *   wrong?: import("./marks.js").Tag,
  * }} Entry
  */
 
@@ -55,11 +57,19 @@ export class Saver {
     return this.queue.some((entry) => image === undefined || entry.image === image);
   }
 
-  /** Takes back the newest tag of an image that was not sent yet. @param {string} image @returns {Entry | undefined} */
-  takeBack(image) {
+  /**
+   * Takes back the newest tag of an image that is not stored. One that was tried may have reached the server although no answer came: that
+   * is looked up when the server answers again.
+   * @param {string} image
+   * @param {Record<string, import("./marks.js").Tag>} stored what the server is known to hold, by class
+   * @returns {Entry | undefined} what was taken back
+   */
+  takeBack(image, stored) {
     const index = this.queue.findLastIndex((entry) => entry.image === image);
-    if (index < 0 || (index === 0 && !this.isFailing)) return undefined;
-    const [entry] = this.queue.splice(index, 1);
+    const entry = this.queue[index];
+    if (!entry || "wrong" in entry || (index === 0 && !this.isFailing)) return undefined;
+    const back = { ...entry, id: this.nextId++, value: stored[entry.name] ?? null, wrong: entry.value, draft: undefined };
+    this.queue.splice(index, 1, ...(index === 0 ? [back] : []));
     this.#changed();
     return entry;
   }
@@ -68,7 +78,7 @@ export class Saver {
     const entry = this.queue[0];
     const isWanted = () => this.queue[0] === entry;
     try {
-      const reply = await untilAnswered(() => (isWanted() ? put(entry) : Promise.resolve(null)), {
+      const reply = await untilAnswered(() => (isWanted() ? send(entry) : Promise.resolve(null)), {
         onFailure: (error) => {
           this.isFailing = true;
           this.listeners.onWaiting(error);
@@ -98,8 +108,27 @@ export class Saver {
 }
 
 /** @param {Entry} entry */
-function put({ image, name, value, user }) {
+function send(entry) {
+  const { image, name, value, user } = entry;
+  if ("wrong" in entry) return takeBack(entry);
   return ask("PUT", `tags/${part(image)}`, { query: { class: name }, json: { value, user } });
+}
+
+/** Undoes a tag that the server has, maybe more than once, because no answer had come. @param {Entry} entry */
+async function takeBack({ image, name, wrong, user }) {
+  for (;;) {
+    const last = await lastAction(image, name);
+    if (last?.user !== user || !isSame(last.value, wrong)) return ask("GET", `tags/${part(image)}`);
+    await ask("POST", `tags/${part(image)}/undo`, { query: { user, action: last.action } });
+  }
+}
+
+/** The last action on an image, or on a class of it, that was not taken back; null where there is none. @param {string} image */
+export async function lastAction(image, name = undefined) {
+  const { history } = await ask("GET", `tags/${part(image)}/history`);
+  const undone = new Set(history.map((event) => event.undoes));
+  const isOpen = (event) => event.undoes === null && !undone.has(event.action);
+  return history.findLast((event) => isOpen(event) && (name === undefined || event.class === name)) ?? null;
 }
 
 /** @returns {Entry[]} */

@@ -13,3 +13,8 @@ export function say(text, kind = "plain") {
 export function sayError(what, error) {
   say(`${what}: ${error instanceof Error ? error.message : error}`, "error");
 }
+
+/** Takes back what was said of a failure that is over, if it still stands there. @param {string} what as given to `sayError` */
+export function unsay(what) {
+  if (line.textContent.startsWith(`${what}: `)) say("");
+}

@@ -55,10 +55,12 @@ export class Viewer {
    * @param {string} name
    * @param {number} slicingAxis the file's voxel axis that slices lie along
    * @param {number} numSlices
+   * @param {AbortSignal} signal once aborted, nothing is shown: NiiVue cannot be stopped while it unpacks
    * @throws {Error} the file cannot be read, or is another than the server said
    */
-  async show(bytes, name, slicingAxis, numSlices) {
+  async show(bytes, name, slicingAxis, numSlices, signal) {
     const image = await NVImage.loadFromUrl({ url: bytes, name: fileName(bytes, name), colormap: "gray", percentileFrac: 0.005 });
+    if (signal.aborted) return;
     const along = image.permRAS.findIndex((axis) => Math.abs(axis) === slicingAxis + 1);
     const found = Math.max(image.hdr.dims[slicingAxis + 1], 1);
     if (found !== numSlices || along < 0) throw new Error(`the file has ${found} slices, the server said ${numSlices}`);
