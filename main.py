@@ -59,6 +59,7 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
         if has_web_application():  # not in the processes that train
             announce_server()
             self.models.announce()
+            self.results.remove_unfinished()
             install_server(self.options)
             spare_from_collection()
             share_the_interpreter()
@@ -71,11 +72,12 @@ class CdmApp(MONAILabelApp):  # type: ignore[misc]  # monailabel ships no types
         if is_url(self.studies):
             datastore = mend_pacs(super().init_datastore(), self.options.modalities, lambda: known_class_names(self.options))
         else:
+            serves = has_web_application()  # the index is the server's; a process that trains reads it
             datastore = FolderDatastore(
                 self.studies,
                 self.options.cache_dir,
-                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-                read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD and serves,
+                read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY or not serves,
             )
         self.tags = TagBook(store, DatastoreImages(datastore), lambda: known_class_names(self.options))
         self.doubts = DoubtScorer(self.models, datastore, self.tags, doubts_folder(self.studies, self.options.cache_dir))

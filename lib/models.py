@@ -167,8 +167,11 @@ def known_class_names(options: AppOptions) -> tuple[str, ...]:
     if options.classes:
         return options.classes
     folder = model_folder(options)
-    if folder is None:
-        return ()
+    return class_names_of(folder) if folder is not None else ()
+
+
+def class_names_of(folder: Path) -> tuple[str, ...]:
+    """The classes of a model, read from its index alone; none where that cannot be read."""
     try:
         return tuple(read_index(folder)["description"]["class_names"])
     except (OSError, ValueError, KeyError, TypeError) as error:

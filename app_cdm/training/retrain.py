@@ -68,7 +68,7 @@ class Candidate:
     Attributes:
         folder: where it is.
         scores: of the candidate on held-out tags, see `held_out_scores`.
-        scores_in_use: of the model in use on the same tags; None without one, or where it knows other classes.
+        scores_in_use: of the model in use on the same tags; empty where it knows other classes, None without one.
     """
 
     folder: Path
@@ -149,9 +149,8 @@ def retrain(
     )
     pipeline = _calibrated(CDMPipeline.from_pretrained(folder), {image: paths[image] for image in judged.tags}, judged)
     scores = held_out_scores(pipeline, held_out)
-    comparable = current is not None and current.class_names == pipeline.class_names
-    scores_in_use = None
-    if current is not None and comparable:
+    scores_in_use: dict[str, float] | None = None if current is None else {}
+    if current is not None and current.class_names == pipeline.class_names:
         scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged), pipeline.description.exclusive_classes)
     judgement: dict[str, Any] = {"minutes": settings.minutes if settings.is_timed else 0.0, "epochs": settings.epochs, "steps": steps} | {
         "held_out": _finite(scores),

@@ -48,7 +48,10 @@ class ResultStore:
         self._adding = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._locks_lock = threading.Lock()
-        for leftover in folder.glob(f"{UNFINISHED}*"):  # of a server that was killed
+
+    def remove_unfinished(self) -> None:
+        """Removes what a server that was killed was writing; for a server that begins, as long as nobody else keeps results here."""
+        for leftover in self._folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def add(

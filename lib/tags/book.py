@@ -55,9 +55,7 @@ class TagBook:
 
     def forget(self, image: str, user: str) -> None:
         """Makes every class of an image unknown again, as the image is removed; another may come under its id."""
-        known = {name: None for name, value in self.store.tags(image).items() if value is not None}
-        if known:
-            self.store.append({image: known}, user, "manual")
+        self.store.forget(image, user)
 
     def tags(self, image: str) -> dict[str, StoredTag]:
         """Class -> tag of one image, for every class there is and every one that was ever tagged."""

@@ -35,7 +35,7 @@ class TagEvent:
         user: who did it.
         time: when, UTC, ISO 8601.
         provenance: how the tag came about.
-        undoes: the action that this one took back, or None.
+        undoes: the action that this one took back, or None. Its own action: the image was removed, and nothing before can be taken back.
     """
 
     event: int

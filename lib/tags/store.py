@@ -93,6 +93,13 @@ class TagStore:
             self._insert(connection, rows, user, undoes=last)
             return last, {name: found.value if found else None for name, found in before.items()}
 
+    def forget(self, image: str, user: str) -> None:
+        """Makes every class of an image unknown for good: what was done before stays in the history and cannot come back by `undo`."""
+        with self._transaction() as connection:
+            names = sorted({event.class_name for event in _events(connection, "WHERE image = ?", (image,))})
+            if names:
+                self._insert(connection, [(image, name, encode(None), "manual") for name in names], user, is_end=True)
+
     def tags(self, image: str) -> dict[str, StoredTag]:
         """Class -> tag in force of one image; a class that was never tagged is missing."""
         return {event.class_name: event.value for event in self.current(image)}
@@ -160,12 +167,19 @@ class TagStore:
             self._process = 0
 
     @staticmethod
-    def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[str, str, str, str]], user: str, undoes: int | None = None) -> int:
+    def _insert(
+        connection: sqlite3.Connection,
+        rows: Sequence[tuple[str, str, str, str]],
+        user: str,
+        undoes: int | None = None,
+        *,
+        is_end: bool = False,
+    ) -> int:
         action = int(connection.execute("SELECT coalesce(max(action), 0) + 1 FROM events").fetchone()[0])
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         connection.executemany(
             "INSERT INTO events (action, image, class, value, provenance, user, time, undoes) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(action, *row, user, time, undoes) for row in rows],
+            [(action, *row, user, time, action if is_end else undoes) for row in rows],
         )
         return action
 
@@ -223,9 +237,11 @@ def open_store(path: Path) -> sqlite3.Connection:
 
 
 def last_action(events: list[TagEvent]) -> int | None:
-    """The newest action that neither is an undo nor was taken back."""
+    """The newest action on an image that neither is an undo nor was taken back, since the image was last removed."""
+    end = max((event.action for event in events if event.undoes == event.action), default=0)
     undone = {event.undoes for event in events}
-    return max((event.action for event in events if event.undoes is None and event.action not in undone), default=None)
+    open_actions = (event.action for event in events if event.action > end and event.undoes is None and event.action not in undone)
+    return max(open_actions, default=None)
 
 
 def previous(events: list[TagEvent], event: TagEvent) -> TagEvent | None:

@@ -18,12 +18,14 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks as host_tasks
 
+from app_cdm.config import SettingsError
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import TooFewTagsError, missing_tags
-from app_cdm.training.retrain import Candidate, retrain
+from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
 from app_cdm.training.settings import TrainSettings
+from app_cdm.training.stage import FIRST_STAGES
 from lib.busy import BusyError
-from lib.models import model_folder
+from lib.models import class_names_of, model_folder
 from lib.options import AppOptions
 from lib.tags.book import TagBook
 from lib.trainers.request import TrainRequest, option_table, read_train_request
@@ -95,17 +97,35 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         """Reads a request without running it.
 
         Raises:
-            SettingsError: an option is not allowed.
+            SettingsError: an option is not allowed, or does not go with the model in service and the classes.
             BusyError: a training is running.
             TooFewTagsError: there is too little to learn from; says what is missing.
         """
         wanted = read_train_request(request)
         if is_training():
             raise BusyError(f"a training is running ({self._where()}): wait for it, or stop it first")
-        lacking = missing_tags(self._tags.table())
+        table = self._tags.table()
+        self._check_start(wanted.settings, table.class_names)
+        lacking = missing_tags(table)
         if lacking:
             raise TooFewTagsError("too few tags to learn from: " + "; ".join(lacking))
         return wanted
+
+    def _check_start(self, settings: RetrainSettings, tagged: tuple[str, ...]) -> None:
+        """Refuses what would end after the images were read."""
+        folder = model_folder(self._options)
+        in_use = folder if settings.start == "published" else None
+        if in_use is None and not set(FIRST_STAGES) <= set(settings.stages):
+            lack = "there is no model" if folder is None else f"start = {settings.start!r} leaves the model in service out"
+            raise SettingsError(f"stages {list(settings.stages)} build on a trained model, and {lack}: choose the stages all")
+        if in_use is None:
+            return
+        known = class_names_of(in_use)
+        if known and known != tagged:
+            raise SettingsError(
+                f"the model in service knows the classes {', '.join(known)}, and tags are for {', '.join(tagged)}: a new model is needed, "
+                "choose start = scratch"
+            )
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Trains; called in a process of its own, which may be killed at any moment.
@@ -189,6 +209,8 @@ def served_versions(options: AppOptions) -> ModelVersions:
 
 
 def _compared(candidate: Candidate) -> str:
+    if candidate.scores_in_use == {}:
+        return "not compared, because the model in use knows other classes"
     now, before = candidate.compared or (candidate.scores["mean"], None)
     if not math.isfinite(now):
         return "not judged, because the held-out patients have no class on some slices and not on others; tag more patients"

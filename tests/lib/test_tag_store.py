@@ -90,6 +90,23 @@ def test_history_cannot_be_changed(store: TagStore) -> None:
     connection.close()
 
 
+def test_what_belonged_to_an_image_that_was_removed_is_not_brought_back(store: TagStore) -> None:
+    store.forget("a", "ann")
+    assert store.history("a") == []
+    store.append({"a": {"x": [[8, 15]]}}, "ann", "manual")
+    store.append({"a": {"x": [[8, 16]], "y": True}}, "ann", "manual")
+    store.append({"a": {"x": None}}, "ann", "manual")
+    store.forget("a", "bob")
+    assert store.tags("a") == {"x": None, "y": None}
+    assert [event.user for event in store.history("a")] == ["ann"] * 4 + ["bob"] * 2
+    with pytest.raises(NothingToUndoError):
+        store.undo("a", "ann")
+    store.append({"a": {"x": False}}, "ann", "manual")
+    assert store.undo("a", "ann")[1] == {"x": None}
+    with pytest.raises(NothingToUndoError):
+        store.undo("a", "ann")
+
+
 def test_an_action_is_whole_or_not_at_all(store: TagStore) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         store.append({"a": {"x": True}, "b": {"x": False}}, "ann", "guess")  # type: ignore[arg-type]

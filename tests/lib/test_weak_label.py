@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from app_cdm.config import SettingsError
 from app_cdm.pipeline import CDMPipeline
+from app_cdm.training.held_out import TooFewTagsError
 from app_cdm.training.retrain import Candidate
 from lib.datastore import FolderDatastore
 from lib.options import AppOptions
@@ -71,6 +73,29 @@ def test_what_is_worse_or_not_judged_is_kept_back_unless_forced(
     assert in_service.current() == forced["version"] != ORIGINAL
     new = CDMPipeline.from_pretrained(in_service.folder()).model_version
     assert forced["version"].endswith(new) and new != CDMPipeline.from_pretrained(options.model_dir / "tiny").model_version
+
+
+def test_a_model_of_other_classes_is_trained_from_scratch_and_not_replaced_unseen(
+    options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = TagBook(book.store, book.images, lambda: ("tumor",))
+    trainer = WeakLabel(options, other, str)
+    with pytest.raises(SettingsError, match=r"knows the classes edema, tumor, and tags are for tumor: .* start = scratch"):
+        trainer.check({})
+    with pytest.raises(SettingsError, match=r"stages \['student'\] build on a trained model, and start = 'scratch' leaves"):
+        trainer.check({"start": "scratch", "stages": "student"})
+    with pytest.raises(TooFewTagsError):
+        trainer.check({"start": "scratch"})
+    nothing = AppOptions(tmp_path / "nothing", device="cpu")
+    with pytest.raises(SettingsError, match="there is no model"):
+        WeakLabel(nothing, book, str).check({"stages": "cldf"})
+
+    found = Candidate(save_tiny_model(tmp_path / "candidate", seed=1), {"gate/tumor": 1.0, "mean": 1.0}, {})
+    monkeypatch.setattr(weak_label, "retrain", lambda *_: found)
+    kept = trainer({"minutes": 1, "start": "scratch"}, book.images._datastore)  # type: ignore[attr-defined]
+    assert kept["state"] == "kept back"
+    assert "the model in use knows other classes; " in kept["message"] and "force=true" in kept["message"]
+    assert trainer({"minutes": 1, "start": "scratch", "force": True}, book.images._datastore)["state"] == "published"  # type: ignore[attr-defined]
 
 
 def test_what_is_not_worse_is_published(options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch) -> None:

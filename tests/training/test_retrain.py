@@ -252,6 +252,7 @@ def test_worse_is_a_lower_mean_of_what_both_are_judged_by(tmp_path: Path) -> Non
     # Where nothing tells the two apart, what is in use stays.
     assert worse({}, {})
     assert worse({"map/a": 1.0}, {"gate/a": 0.5})
+    assert Candidate(tmp_path, with_mean({"gate/a": 1.0}), {}).is_worse, "a model in use that knows other classes"
 
 
 def test_a_volume_that_holds_the_class_somewhere_counts_with_its_highest_score(

@@ -128,7 +128,8 @@ export async function lastAction(image, name = undefined) {
   const { history } = await ask("GET", `tags/${part(image)}/history`);
   const undone = new Set(history.map((event) => event.undoes));
   const isOpen = (event) => event.undoes === null && !undone.has(event.action);
-  return history.findLast((event) => isOpen(event) && (name === undefined || event.class === name)) ?? null;
+  const here = history.slice(history.findLastIndex((event) => event.undoes === event.action) + 1); // since another image had this name
+  return here.findLast((event) => isOpen(event) && (name === undefined || event.class === name)) ?? null;
 }
 
 /** @returns {Entry[]} */
