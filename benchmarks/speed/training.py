@@ -152,7 +152,8 @@ def describe(result: dict[str, Any]) -> list[str]:
         "",
         f"- Slices lie in memory; drawing and augmenting a batch takes {1000 * result['data_s']:.0f} ms of a step of "
         f"{1000 * result['step_s']:.0f} ms: {100 * result['data_s'] / result['step_s']:.1f} %.",
-        f"- {rate / 1e9:.0f} 10^9 multiply-adds a second, {100 * rate / result['matrix_product']:.0f} % of the matrix product's rate.",
+        f"- {rate / 1e9:.0f} 10^9 multiply-adds a second, {100 * rate / result['matrix_product']:.0f} % of the rate of a matrix product "
+        "just before it, which is not that of *The floor*, measured at another time.",
         f"- A checkpoint takes {result['saved_s']:.2f} s to write; a resumed training has done its first step after "
         f"{result['resumed_s']:.1f} s, the reading of images apart.",
     ]
