@@ -143,7 +143,7 @@ class SaliencySettings(Settings):
     """How a saliency map is made from the conditional diffusion model.
 
     Attributes:
-        mode: of the conditional diffusion model `parallel` (several noise levels and draws in one batch), `reference`
+        mode: of the conditional diffusion model `parallel` (several noise levels, each one's draws in one batch), `reference`
             (Hu et al. 2023, Algorithm 1), `cg_cdm` (the same with classifier guidance) or `derivative` (exact directional
             derivative); the baselines `cg_diff` (noise and classifier-guided return to health), `forward_process`
             (AnoFPDM), `gradient`, `grad_cam` and `layer_cam` (of the classifier) and `intensity` (the slice itself).

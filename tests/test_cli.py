@@ -50,6 +50,17 @@ def test_train_writes_a_model_and_says_where(workspace: Path, model: Path, capsy
     assert CDMPipeline.from_pretrained(model).class_names == ("blob",)
 
 
+def test_sizes_are_those_of_the_model_that_is_trained_further(workspace: Path, model: Path) -> None:
+    """Named nowhere: neither a preset nor settings."""
+    arguments = [
+        argument for argument in train_arguments(workspace, "further") if argument not in ("--settings", str(workspace / "settings.json"))
+    ]
+    assert main([*arguments, "--initial-model", str(model), "--stages", "classifier", "--classifier-steps", "1"]) == 0
+    further, before = (CDMPipeline.from_pretrained(folder) for folder in (workspace / "further" / "model", model))
+    assert further.description.preprocess == before.description.preprocess
+    assert further.classifier.config.block_out_channels == before.classifier.config.block_out_channels
+
+
 def test_infer_writes_masks_scores_and_maps(workspace: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = workspace / "test" / "images"
     arguments = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from app_cdm.diffusion.process import find_timestep
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel, class_weights, draw_noise
 
 MAX_EVALUATIONS = 3
+NUM_BLOCKS = 3
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class FeatureSettings(Settings):
     Attributes:
         null_levels: sigma of the slices that are shown with the null condition; no label is needed for them.
         contrast_levels: sigma of the slices that are shown both as present and as absent; the feature is the difference.
-        blocks: decoder blocks of the U-Net, 0 the coarsest.
+        blocks: decoder blocks of the U-Net, 0 the coarsest; empty for the last three before full resolution.
         seed: of the noise, one draw a slice for all levels.
     """
 
     null_levels: tuple[float, ...] = ranged((0.15, 0.3, 0.45), 0.02, 0.995)
     contrast_levels: tuple[float, ...] = ranged((), 0.02, 0.995)
-    blocks: tuple[int, ...] = ranged((0, 1, 2), 0, 16)
+    blocks: tuple[int, ...] = ranged((), 0, 16)
     seed: int = ranged(0, 0, 2**31 - 1)
 
     def check(self) -> None:
@@ -39,13 +40,31 @@ class FeatureSettings(Settings):
                 f"FeatureSettings: {levels} need {self.num_evaluations} evaluations a slice (a contrast level needs two): "
                 f"must be 1 to {MAX_EVALUATIONS}"
             )
-        if not self.blocks or list(self.blocks) != sorted(set(self.blocks)):
+        if list(self.blocks) != sorted(set(self.blocks)):
             raise SettingsError(f"FeatureSettings.blocks = {self.blocks}: must be distinct and in ascending order")
 
     @property
     def num_evaluations(self) -> int:
         """U-Net evaluations a slice."""
         return len(self.null_levels) + 2 * len(self.contrast_levels)
+
+
+def blocks_of(unet: UNet2DModel, patch_size: int, blocks: Sequence[int] = ()) -> tuple[int, ...]:
+    """The decoder blocks whose activations are used: those asked for, or the last three that are coarser than pixels.
+
+    Args:
+        unet: the U-Net.
+        patch_size: pixels along a side of what is one element of its input.
+        blocks: those asked for; may be empty.
+
+    Raises:
+        ValueError: the U-Net has no such block.
+    """
+    count = len(unet.up_blocks)
+    if blocks and blocks[-1] >= count:
+        raise ValueError(f"FeatureSettings.blocks = {tuple(blocks)}: this U-Net has {count} decoder blocks")
+    coarse = [block for block in range(count) if patch_size * 2 ** (count - 1 - block) > 1]
+    return tuple(blocks) or tuple(coarse[-NUM_BLOCKS:]) or (0,)
 
 
 def extract_features(model: SaliencyModel, inputs: SaliencyInputs, settings: FeatureSettings) -> list[torch.Tensor]:
@@ -65,8 +84,7 @@ def extract_features(model: SaliencyModel, inputs: SaliencyInputs, settings: Fea
     Raises:
         ValueError: the U-Net has no such block.
     """
-    if settings.blocks[-1] >= len(model.unet.up_blocks):
-        raise ValueError(f"FeatureSettings.blocks = {settings.blocks}: this U-Net has {len(model.unet.up_blocks)} decoder blocks")
+    blocks = blocks_of(model.unet, model.patch_size, settings.blocks)
     levels = [*settings.null_levels, *settings.contrast_levels, *settings.contrast_levels]
     presences = [None] * len(settings.null_levels) + [1.0] * len(settings.contrast_levels) + [0.0] * len(settings.contrast_levels)
     count, slices = len(inputs.slice_indices), inputs.slices.to(model.device)
@@ -75,9 +93,9 @@ def extract_features(model: SaliencyModel, inputs: SaliencyInputs, settings: Fea
     samples = model.scheduler.add_noise(slices.repeat(len(levels), 1, 1, 1), noise.repeat(len(levels), 1, 1, 1), timesteps)
     weights = torch.cat([class_weights(model, inputs, presence) for presence in presences])
     embedding = model.embed(weights, inputs.positions.repeat(len(levels)))
-    with torch.no_grad(), _recorded(model.unet, settings.blocks) as recorded, suppress(_LastBlockReached):
+    with torch.no_grad(), _recorded(model.unet, blocks) as recorded, suppress(_LastBlockReached):
         model.model_output(samples, timesteps, embedding)
-    return [_by_view(recorded[block], count, settings) for block in settings.blocks]
+    return [_by_view(recorded[block], count, settings) for block in blocks]
 
 
 def _by_view(activation: torch.Tensor, count: int, settings: FeatureSettings) -> torch.Tensor:

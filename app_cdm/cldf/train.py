@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from app_cdm.cldf.cache import FeatureCache, half_resolution
+from app_cdm.cldf.features import blocks_of
 from app_cdm.cldf.seeds import BACKGROUND, FOREGROUND, IGNORED
 from app_cdm.cldf.settings import CLDFSettings
 from app_cdm.cldf.task import DecoderTask, SeededFeatures, fit_prototypes
@@ -142,6 +143,8 @@ class DecoderTraining:
         network: NetworkSettings,
         stage: Stage,
     ) -> None:
+        blocks = blocks_of(model.unet, model.patch_size, settings.features.blocks)
+        settings = settings.replace(features=settings.features.replace(blocks=blocks))
         self._data, self._settings, self._stage = data, settings, stage
         torch.manual_seed(stage.seed)
         model = _untrained(model, network) if settings.random_features else model
@@ -212,6 +215,7 @@ class DecoderTraining:
         seeds = torch.full(taught.shape, IGNORED, dtype=torch.int8)
         seeds[taught >= 0.5 + settings.ignored_band] = FOREGROUND
         seeds[taught <= 0.5 - settings.ignored_band] = BACKGROUND
+        seeds[taught.amax(dim=(1, 2)) < 0.5] = IGNORED  # such a slice contradicts its tag
         return seeds
 
 

@@ -72,17 +72,24 @@ def thorough(settings: SaliencySettings) -> SaliencySettings:
     return settings.replace(num_draws=defaults.num_draws, flip=defaults.flip)
 
 
-def volume_saliency(levels: torch.Tensor, slices: torch.Tensor, settings: SaliencySettings, slice_smoothing: float) -> np.ndarray:
+def volume_saliency(
+    levels: torch.Tensor,
+    slices: torch.Tensor,
+    settings: SaliencySettings,
+    slice_smoothing: float,
+    places: torch.Tensor | None = None,
+) -> np.ndarray:
     """One diffusion map of the positive slices of a volume, comparable between them.
 
     Each noise level is divided by its standard deviation over all of them, so that a slice with much of the target
-    keeps a larger map than one with little; then in-plane and along-slice smoothing.
+    keeps a larger map than one with little; then in-plane smoothing, and along slices that follow each other.
 
     Args:
         levels: `(S, L, H, W)` differences of one volume's positive slices, in order.
         slices: `(S, 1, H, W)` images.
         settings: `sign` and `smoothing_px` are used.
         slice_smoothing: standard deviation along the slices, in slices.
+        places: `(S,)` which slices these are, rising; None where each follows the one before.
 
     Returns:
         `(S, H, W)` float32, at least 0, and 0 outside the body.
@@ -91,9 +98,11 @@ def volume_saliency(levels: torch.Tensor, slices: torch.Tensor, settings: Salien
     maps = smooth(signed(levels / spread, settings).mean(dim=1), settings.smoothing_px)
     body = torch.from_numpy(find_body(slices[:, 0].numpy()))
     maps = maps.clamp_min(0) * body
-    if slice_smoothing > 0 and len(maps) > 1:
-        return np.asarray(ndimage.gaussian_filter1d(maps.numpy(), slice_smoothing, axis=0, mode="nearest") * body.numpy())
-    return np.asarray(maps.numpy())
+    if slice_smoothing <= 0:
+        return np.asarray(maps.numpy())
+    places = torch.arange(len(maps)) if places is None else places
+    runs = np.split(maps.numpy(), np.flatnonzero(np.diff(places.numpy()) != 1) + 1)
+    return np.concatenate([ndimage.gaussian_filter1d(run, slice_smoothing, axis=0, mode="nearest") for run in runs]) * body.numpy()
 
 
 def seeds_of_class(data: TaggedSlices, class_index: int, votes: Votes, saliency: SaliencySettings, settings: SeedSettings) -> torch.Tensor:
@@ -119,7 +128,7 @@ def seeds_of_class(data: TaggedSlices, class_index: int, votes: Votes, saliency:
     for volume in volumes.unique():
         rows = torch.nonzero(volumes == volume)[:, 0]
         slices = data.slices[votes.index[rows]]
-        maps = volume_saliency(votes.levels[rows], slices, saliency, settings.slice_smoothing)
+        maps = volume_saliency(votes.levels[rows], slices, saliency, settings.slice_smoothing, votes.index[rows])
         voting = SeedMaps(votes.cam[rows].numpy(), votes.gradient[rows].numpy(), maps, find_body(slices[:, 0].numpy()))
         seeds[rows] = torch.from_numpy(find_seeds(voting, settings))
     return seeds

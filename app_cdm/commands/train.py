@@ -12,7 +12,7 @@ import torch
 from app_cdm.commands.options import add_tagged_folders, tagged_folders
 from app_cdm.networks.presets import PRESETS
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.training.run import train
+from app_cdm.training.run import settings_as_in, train
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES
 from app_cdm.training.team import join_team
@@ -23,7 +23,7 @@ STAGES = (*FIRST_STAGES, *LATER_STAGES)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     add_tagged_folders(parser)
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="size of the networks (default: tiny)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="size of the networks (default: that of --initial-model, else tiny)")
     parser.add_argument("--settings", type=Path, help="JSON of TrainSettings; options given here override it")
     parser.add_argument("--classifier-steps", type=int, help="optimizer steps of the classifier")
     parser.add_argument("--diffusion-steps", type=int, help="optimizer steps of the diffusion model")
@@ -70,6 +70,8 @@ def _settings(options: argparse.Namespace) -> TrainSettings:
     network = PRESETS[options.preset] if options.preset else given.network
     preprocess = given.preprocess.replace(image_size=network.image_size)
     settings = dataclasses.replace(given, preset=options.preset or given.preset, network=network, preprocess=preprocess)
+    if options.initial_model and not options.preset and not options.settings:
+        settings = settings_as_in(CDMPipeline.from_pretrained(options.initial_model), settings)
     for name in ("classifier", "diffusion"):
         steps = getattr(options, f"{name}_steps")
         if steps is not None:

@@ -99,7 +99,9 @@ class TagTable:
 
     def states(self, image_id: str, num_slices: int) -> np.ndarray:
         """`(num_slices, num_classes)` int8 in the file's own slice order; a class without a tag is unknown."""
-        tags = self.tags[image_id]
+        tags, known = self.tags[image_id], self.num_slices.get(image_id, num_slices)
+        if known != num_slices:
+            raise TagError(f"image {image_id!r}: has {num_slices} slices, and the tags are of {known}")
         try:
             return np.stack([slice_states(tags.get(name), num_slices) for name in self.class_names], axis=1)
         except TagError as error:
@@ -134,7 +136,7 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
 
     - JSON: `{"image": {"class": tag}}`.
     - CSV of tags: columns `image`, `class`, `tag`, and optionally `patient` and `split`.
-    - CSV with one row a slice: `volume` (or `patient_id`), `slice_index` and a 0/1 column a class.
+    - CSV with one row a slice: `volume` (or `patient_id`), `slice_index` (from 0, every slice of a volume) and a 0/1 column a class.
     - CSV with one row an image: `image_id` and a 0/1 column a class; an empty cell says nothing.
 
     Args:
@@ -142,19 +144,22 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
         columns: class name -> 0/1 column, for tables by slice or image; `COLUMN=VALUE` is 1 where the column holds that value. By
             default every `has_<class>` column.
         split: keep rows with this value in the column `split`.
-        exclude: leave out rows with 1 in this column, such as those whose labels contradict each other.
+        exclude: leave out rows with 1 in this column, such as those whose labels contradict each other; not of a table by slice.
 
     Raises:
         TagError: the file is no such table, or a value in it is malformed.
     """
     if path.suffix == ".json":
         return _from_json(path)
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
         reader = csv.DictReader(file)
         fields = list(reader.fieldnames or [])
         rows = [row for row in reader if split is None or row.get("split") == split]
     if exclude is not None:
-        rows = [row for row in rows if not _is_excluded(row, exclude, path)]
+        kept = [row for row in rows if not _is_excluded(row, exclude, path)]
+        if len(kept) < len(rows) and "slice_index" in fields:
+            raise TagError(f"{path.name}: rows of slices cannot be left out, because a slice without a row would count as absent")
+        rows = kept
     if not rows:
         raise TagError(f"{path.name}: no row{f' of split {split!r}' if split else ''}")
     if {"image", "class", "tag"} <= set(fields):
@@ -242,8 +247,20 @@ def _from_state_rows(rows: list[dict[str, str]], columns: Mapping[str, str]) -> 
         }
         for image, by_class in found.items()
     }
-    num_slices = {image: len(next(iter(by_class.values()))) for image, by_class in found.items()} if by_slice else {}
+    num_slices = {image: _count_slices(image, by_class) for image, by_class in found.items()} if by_slice else {}
     return _table(tags, patients, num_slices, columns)
+
+
+def _count_slices(image: str, by_class: Mapping[str, Mapping[int, int]]) -> int:
+    """Slices of an image of which every one has a row."""
+    indices = set(next(iter(by_class.values())))
+    missing = sorted(set(range(max(indices) + 1)) - indices)
+    if missing:
+        raise TagError(
+            f"image {image!r}: no row for slice {missing[0]} (slices count from 0): a table by slice needs all slices of an image; "
+            "tag some of them by slice ranges instead"
+        )
+    return len(indices)
 
 
 def _runs(states: Mapping[int, int]) -> tuple[tuple[int, int], ...]:

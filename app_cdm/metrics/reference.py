@@ -55,7 +55,7 @@ def find_reference_cases(dataset: Path, split: str, column: str = "has_lesion", 
     if split == "train":
         raise ValueError("split = 'train': must be a split for evaluation; training images carry tags only")
     by_slice = (dataset / "slices.csv").exists()
-    with (dataset / ("slices.csv" if by_slice else "images.csv")).open(newline="") as file:
+    with (dataset / ("slices.csv" if by_slice else "images.csv")).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = {"split", column, "slice_index" if by_slice else "image_id"} - set(reader.fieldnames or ())
         if missing:

@@ -1,4 +1,4 @@
-"""Parallel CDM: several noise levels and draws in one batch instead of neighbouring steps of one trajectory."""
+"""Parallel CDM: several noise levels, the draws of each in one batch, instead of neighbouring steps of one trajectory."""
 
 from __future__ import annotations
 

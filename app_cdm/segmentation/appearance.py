@@ -37,7 +37,7 @@ def appearance_posterior(
         slices: `(S, H, W)` images in [-1, 1].
         prior_blur: standard deviation of the blur, as a share of the longer side of a slice.
         prior_weight: what the log odds of the blurred map are multiplied by.
-        reach: how far from a probability above one quarter the background is learned, as a share of the longer side.
+        reach: how far from a probability above one quarter, blurred or not, the background is learned, as a share of the longer side.
 
     Returns:
         `(S, H, W)` float32 in [0, 1]; 0 farther away than the reach and outside the body; as it was where the map is nowhere above
@@ -46,7 +46,8 @@ def appearance_posterior(
     side = max(probabilities.shape[1:])
     body = find_body(slices)
     prior = ndimage.gaussian_filter(probabilities * body, (0.0, prior_blur * side, prior_blur * side))
-    near = _within(prior > 0.25, max(1, round(reach * side))) & body
+    # Blurred alone, a small target would be nowhere above one quarter.
+    near = _within((prior > 0.25) | (probabilities * body > 0.25), max(1, round(reach * side))) & body
     if not near.any():
         return np.asarray(probabilities * body, dtype=np.float32)
     share = np.clip(prior[near].astype(np.float64), LEAST_PRIOR, 1 - LEAST_PRIOR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app_cdm.cldf.features import blocks_of
 from app_cdm.cldf.train import DecoderTraining, find_votes
 from app_cdm.cldf.votes import thorough
 from app_cdm.data.dataset import TaggedSlices
@@ -35,7 +36,7 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
         The pipeline with what was trained; in other processes than the main one as it was.
 
     Raises:
-        ValueError: a student is asked for, and there is no pixel decoder.
+        ValueError: a student is asked for, and there is no pixel decoder; or the U-Net lacks a decoder block that is asked for.
     """
     settings = plan.settings
     model = pipeline.saliency_model()
@@ -43,13 +44,17 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
         data = data.beside_empty_slices()
     saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)
     base = pipeline.with_networks(pixel_decoder=None, student=None)
-    tag_states = stage_id(data.image_ids, data.states.tolist())
+    seen = stage_id(data.image_ids, data.states.tolist(), settings.preprocess.to_dict())
 
     def stage(name: str, *depends: object) -> Stage:
-        identity = stage_id(base.model_version, tag_states, *depends)
+        identity = stage_id(base.model_version, seen, *depends)
         watch = plan.watches.get(name, Watch())
         return Stage(plan.folder / f"{name}_{identity[:8]}", identity, settings.seed, plan.device, plan.progress, watch, plan.team)
 
+    if pipeline.pixel_decoder is None and "cldf" not in plan.stages:
+        raise ValueError("the student learns from a pixel decoder, and the model has none: run the stage cldf too")
+    if "cldf" in plan.stages:
+        blocks_of(model.unet, model.patch_size, settings.cldf.features.blocks)  # before maps are made for a U-Net without them
     votes = find_votes(model, data, saliency, stage("votes"))
     if not plan.team.is_main:
         return pipeline
@@ -60,9 +65,7 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
         decoders = DecoderTraining(model, data, votes, saliency, settings.cldf, settings.network, own)
         for _ in range(settings.cldf.num_rounds):
             decoder = decoders.learn()
-    if decoder is None:
-        raise ValueError("the student learns from a pixel decoder, and the model has none: run the stage cldf too")
-    if "student" in plan.stages:
+    if "student" in plan.stages and decoder is not None:
         decoder_id = base.with_networks(pixel_decoder=decoder).model_version
         own = stage("student", decoder_id, settings.cldf.to_dict() if decoders else None, settings.student.to_dict(), settings.seed)
         students = StudentTraining(model, data, votes, saliency, settings.student, own)

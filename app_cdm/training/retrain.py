@@ -14,12 +14,11 @@ import torch
 from app_cdm.calibration import calibrate
 from app_cdm.config import Settings, SettingsError, ranged
 from app_cdm.data.tags import TagError, TagTable
-from app_cdm.networks.presets import sizes_of
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.budget import Budget, count_mapped_slices, measured_once, warmed_up_in_time
 from app_cdm.training.held_out import MEAN, gate_criterion, held_out_scores, load_held_out, split_patients, with_mean
 from app_cdm.training.loop import Monitor, Progress, Watch
-from app_cdm.training.run import TaggedFolder, train
+from app_cdm.training.run import TaggedFolder, settings_as_in, train
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.stage import FIRST_STAGES, LATER_STAGES
 
@@ -122,7 +121,7 @@ def retrain(
     learned, judged = split_patients(tags, settings.held_out_share)
     current = CDMPipeline.from_pretrained(in_use) if in_use is not None else None
     if settings.start == "published" and current is not None:
-        train_settings = _as_in(current, train_settings)
+        train_settings = settings_as_in(current, train_settings)
     held_out = load_held_out(paths, judged, train_settings.preprocess)
     budget, steps = Budget.by_shares(settings.stages), dict[str, int]()
     if settings.is_timed:
@@ -151,7 +150,8 @@ def retrain(
     scores = held_out_scores(pipeline, held_out)
     scores_in_use: dict[str, float] | None = None if current is None else {}
     if current is not None and current.class_names == pipeline.class_names:
-        scores_in_use = held_out_scores(current, _cut_for(current, held_out, paths, judged), pipeline.description.exclusive_classes)
+        cut = _cut_for(current, train_settings, held_out, paths, judged)
+        scores_in_use = held_out_scores(current, cut, pipeline.description.exclusive_classes)
     judgement: dict[str, Any] = {"minutes": settings.minutes if settings.is_timed else 0.0, "epochs": settings.epochs, "steps": steps} | {
         "held_out": _finite(scores),
         "held_out_before": _finite(scores_in_use or {}),
@@ -159,12 +159,6 @@ def retrain(
     }
     pipeline.with_networks(training=judgement).save_pretrained(folder, torch.float16)
     return Candidate(folder, scores, scores_in_use)
-
-
-def _as_in(current: CDMPipeline, settings: TrainSettings) -> TrainSettings:
-    """Settings with sizes and preprocessing of a model, whatever the preset."""
-    network = sizes_of(current.unet, current.classifier)
-    return dataclasses.replace(settings, network=network, preprocess=current.description.preprocess)
 
 
 def _unlimited(settings: TrainSettings) -> TrainSettings:
@@ -205,9 +199,9 @@ def _calibrated(pipeline: CDMPipeline, paths: Mapping[str, Path], judged: TagTab
     return found.of(pipeline)
 
 
-def _cut_for(current: CDMPipeline, held_out: Any, paths: Mapping[str, Path], judged: TagTable) -> Any:
-    """Held-out slices as a model wants them."""
-    if held_out.slices.shape[-1] == current.description.preprocess.image_size:
+def _cut_for(current: CDMPipeline, settings: TrainSettings, held_out: Any, paths: Mapping[str, Path], judged: TagTable) -> Any:
+    """Held-out slices as a model wants them, who may have learned from others than those of the settings."""
+    if settings.preprocess == current.description.preprocess:
         return held_out
     return load_held_out(paths, judged, current.description.preprocess)
 

@@ -14,7 +14,7 @@ import torch
 from app_cdm.data.dataset import TaggedSlices, find_images, load_tagged_slices
 from app_cdm.data.tags import TagTable
 from app_cdm.networks.classifier import NoiseConditionalClassifier
-from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet
+from app_cdm.networks.presets import build_classifier, build_condition_embedding, build_scheduler, build_unet, sizes_of
 from app_cdm.pipeline import CDMPipeline, ModelDescription
 from app_cdm.training.bags import settle_bags
 from app_cdm.training.checkpoint import CHECKPOINT_SUFFIX, check_run
@@ -92,7 +92,8 @@ def train(  # noqa: PLR0913
     Raises:
         VolumeError, TagError: an image or tag cannot be used.
         CheckpointError: the run folder belongs to another run.
-        ValueError: the initial model has other classes or another network size, or lacks what a stage builds on.
+        ValueError: the initial model has other classes or another network size, lacks what a stage builds on, or keeps a network that
+            has learned from slices cut otherwise.
     """
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -103,6 +104,8 @@ def train(  # noqa: PLR0913
     initial = CDMPipeline.from_pretrained(initial_model) if initial_model else None
     if initial is None and not set(FIRST_STAGES) <= set(stages):
         raise ValueError(f"stages {list(stages)} build on a trained model: name it as the initial model, or run {list(FIRST_STAGES)} too")
+    if initial is not None and not set(FIRST_STAGES) <= set(stages) and settings.preprocess != initial.description.preprocess:
+        raise ValueError(f"the initial model has learned from slices cut by {initial.description.preprocess}, not by {settings.preprocess}")
     record = run_record([folder.tags for folder in folders], settings, data, initial) | {"stages": list(stages)}
     for path in run_folder.glob(f"*{CHECKPOINT_SUFFIX}"):  # before the record of another run is overwritten
         check_run(path, record["run_id"])
@@ -118,6 +121,12 @@ def train(  # noqa: PLR0913
         pipeline.with_networks(training=record).save_pretrained(run_folder / "model")
     team.wait()
     return run_folder / "model"
+
+
+def settings_as_in(model: CDMPipeline, settings: TrainSettings) -> TrainSettings:
+    """Settings with the sizes and the preprocessing of a model, whatever the preset."""
+    network = sizes_of(model.unet, model.classifier)
+    return replace(settings, network=network, preprocess=model.description.preprocess)
 
 
 def _settled(data: TaggedSlices, classifier: NoiseConditionalClassifier, plan: RunPlan) -> TaggedSlices:

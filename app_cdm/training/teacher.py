@@ -36,7 +36,7 @@ def saliency_probabilities(data: TaggedSlices, votes: Votes, settings: SaliencyS
     """
 
     def of_volume(rows: torch.Tensor, slices: torch.Tensor) -> np.ndarray:
-        maps = volume_saliency(votes.levels[rows], slices, settings, slice_smoothing)
+        maps = volume_saliency(votes.levels[rows], slices, settings, slice_smoothing, votes.index[rows])
         inside = maps[find_body(slices[:, 0].numpy())]
         has_contrast = inside.size and inside.max() > inside.min()
         return np.clip(maps / (2 * threshold_otsu(inside)), 0.0, 1.0) if has_contrast else np.zeros_like(maps)

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app_cdm.cldf.features import MAX_EVALUATIONS, FeatureSettings, extract_features
+from app_cdm.cldf.features import MAX_EVALUATIONS, FeatureSettings, blocks_of, extract_features
 from app_cdm.config import SettingsError
 from app_cdm.diffusion.process import find_timestep, slice_generator
+from app_cdm.networks.presets import PRESETS, build_unet
 from app_cdm.saliency.base import SaliencyInputs, SaliencyModel
 from tests.saliency.counting import batch_sizes
 from tests.tiny_networks import tiny_inputs, tiny_saliency_model
@@ -126,6 +127,15 @@ def test_no_gradient_and_no_hook_is_left_behind() -> None:
     assert sizes == [3], "passes of others run to their end"
 
 
+@pytest.mark.parametrize(("preset", "blocks"), [("tiny", (0, 1, 2)), ("base", (1, 2, 3)), ("paper", (2, 3, 4))])
+def test_features_are_those_of_the_last_three_blocks_before_pixels(preset: str, blocks: tuple[int, ...]) -> None:
+    network = PRESETS[preset]
+    narrow = network.replace(block_out_channels=(32,) * len(network.block_out_channels), attention_levels=0)
+    unet = build_unet(narrow)
+    assert blocks_of(unet, narrow.patch_size) == blocks
+    assert blocks_of(unet, narrow.patch_size, (0, 2)) == (0, 2)
+
+
 def test_block_that_the_network_lacks() -> None:
     with pytest.raises(ValueError, match=r"FeatureSettings\.blocks = \(0, 1, 2\): this U-Net has 2 decoder blocks"):
         extract_features(tiny_saliency_model(), tiny_inputs(), FeatureSettings((0.3,), (), (0, 1, 2)))
@@ -148,7 +158,6 @@ def test_one_to_three_evaluations_a_slice(null: list[float], contrast: list[floa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks": ()}, "ascending order"),
         ({"blocks": (1, 0)}, "ascending order"),
         ({"blocks": (1, 1)}, "distinct"),
         ({"blocks": (-1,)}, r"blocks = -1: must lie in \[0, 16\]"),

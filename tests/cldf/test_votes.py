@@ -102,6 +102,9 @@ def test_smoothing_along_slices_shares_between_neighbours_within_the_body() -> N
     assert found[3, 10, 10] == pytest.approx(found[1, 10, 10])
     assert not found[(slices[:, 0] <= -0.95).numpy()].any(), "0 outside the body"
     assert volume_saliency(levels[2:3], slices[2:3], SALIENCY, 1.0)[0, 4, 4] > 0, "a single slice has no neighbour"
+    apart = volume_saliency(levels, slices, SALIENCY, 1.0, torch.tensor([4, 5, 6, 40, 41]))
+    assert apart[1, 4, 4] > apart[0, 4, 4] > 0
+    assert not apart[3:].any(), "what lies between two ranges is not known"
 
 
 def test_volume_map_without_any_difference_is_zero() -> None:

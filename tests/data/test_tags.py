@@ -91,6 +91,28 @@ def test_rows_of_slices_may_come_in_any_order(tmp_path: Path) -> None:
     assert table.tags == {"p1": {"lesion": ((3, 4), (9, 9))}}
 
 
+def test_a_table_by_slice_holds_every_slice(tmp_path: Path) -> None:
+    """A slice without a row would count as one without the class."""
+    head = "patient_id,slice_index,has_lesion,doubtful"
+    for indices in ((0, 1, 3), (1, 2, 3)):
+        gap = write(tmp_path / "gap.csv", head, *(f"p,{index},1,0" for index in indices))
+        with pytest.raises(TagError, match=rf"image 'p': no row for slice {2 if indices[0] == 0 else 0} \(slices count from 0\)"):
+            read_tags(gap)
+    whole = write(tmp_path / "t.csv", head, "p,0,1,0", "p,1,1,1", "p,2,0,0")
+    with pytest.raises(TagError, match="rows of slices cannot be left out"):
+        read_tags(whole, exclude="doubtful")
+    table = read_tags(whole)
+    assert table.states("p", 3).tolist() == [[PRESENT], [PRESENT], [ABSENT]]
+    with pytest.raises(TagError, match="image 'p': has 4 slices, and the tags are of 3"):
+        table.states("p", 4)
+
+
+def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("patient_id,volume,slice_index,has_lesion\np,a,0,1\np,b,0,0\n", encoding="utf-8-sig")
+    assert read_tags(path).patients == {"a": "p", "b": "p"}
+
+
 def test_table_by_image_says_present_somewhere(tmp_path: Path) -> None:
     table = read_tags(write(tmp_path / "t.csv", "image_id,group_id,has_lesion", "x,g1,1", "y,g1,0", "z,g2,"))
     assert table.tags == {"x": {"lesion": True}, "y": {"lesion": False}, "z": {}}

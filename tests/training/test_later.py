@@ -20,7 +20,7 @@ from app_cdm.segmentation.gate import map_logits
 from app_cdm.student.settings import StudentSettings
 from app_cdm.training.held_out import held_out_scores
 from app_cdm.training.optimization import OptimizerSettings
-from app_cdm.training.run import TaggedFolder, train
+from app_cdm.training.run import TaggedFolder, settings_as_in, train
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.teacher import student_probabilities
 from tests.training.synthetic import tiny_settings, write_blob_study
@@ -105,6 +105,18 @@ def test_student_without_a_decoder_and_stages_without_a_model_are_refused(run_fo
     CDMPipeline.from_pretrained(run_folder / "model").with_networks(pixel_decoder=None, student=None).save_pretrained(bare)
     with pytest.raises(ValueError, match="run the stage cldf too"):
         train([folder], settings(), tmp_path / "run", progress=False, initial_model=bare, stages=("student",))
+    assert not list((tmp_path / "run").glob("votes_*")), "said before maps are made"
+
+
+def test_networks_that_stay_are_not_shown_slices_cut_otherwise(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    given = settings()
+    otherwise = dataclasses.replace(given, preprocess=given.preprocess.replace(lower_percentile=20.0))
+    for stages in (("cldf",), ("classifier",)):
+        with pytest.raises(ValueError, match=r"has learned from slices cut by .*lower_percentile=0\.5.*, not by .*lower_percentile=20\.0"):
+            train([folder], otherwise, tmp_path / "run", progress=False, initial_model=run_folder / "model", stages=stages)
+    model = CDMPipeline.from_pretrained(run_folder / "model")
+    adopted = settings_as_in(model, TrainSettings())
+    assert adopted.preprocess == given.preprocess and adopted.network.image_size == given.network.image_size
 
 
 def test_new_diffusion_weights_drop_what_was_made_for_the_old(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
