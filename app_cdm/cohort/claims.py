@@ -20,6 +20,7 @@ from app_cdm.cohort.holder import Holder, this_process
 
 STALE_S = 120.0
 MAX_ATTEMPTS = 3
+WAITING, JOINED = ".waiting", ".process"  # of the file that says that a process lives
 BEATS = 6  # of a claim, in the time after which it is stale
 LABEL_LENGTH = 80
 
@@ -73,7 +74,7 @@ class Claims:
             raise ValueError(f"stale_s = {stale_s}: must be positive")
         self.folder, self.stale_s = folder, stale_s
         self._me = replace(this_process(), token=uuid.uuid4().hex)
-        self._presence = folder / f"{self._me.token}.process"
+        self._presence = folder / f"{self._me.token}{WAITING}"
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -159,13 +160,25 @@ class Claims:
                 if path.name in left:
                     path.unlink(missing_ok=True)
 
+    def join(self) -> None:
+        """Has others count this process among those that are at the folder.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        with self._lock:
+            waiting, self._presence = self._presence, self._presence.with_suffix(JOINED)
+            self._make(self._presence)
+            if waiting != self._presence:
+                waiting.unlink(missing_ok=True)
+
     def others(self) -> int:
-        """How many other processes live; what the dead left to say that they live is removed."""
+        """How many other processes have joined and live; what the dead left to say that they live is removed."""
         living = 0
-        for path in self.folder.glob("*.process"):
-            is_alive = path != self._presence and self._look(path)
-            living += bool(is_alive)
-            if is_alive is False and path != self._presence:
+        for path in [path for suffix in (WAITING, JOINED) for path in self.folder.glob(f"*{suffix}") if path != self._presence]:
+            is_alive = self._look(path)
+            living += bool(is_alive) and path.suffix == JOINED
+            if is_alive is False:
                 path.unlink(missing_ok=True)
         return living
 
@@ -216,12 +229,13 @@ class Claims:
         """Says that this process lives and works on what it holds, unless others have taken that for dead."""
         with self._lock:
             held = [claim for claim in self._held.values() if not self._path(claim.name, claim.attempt + 1).exists()]
-        # A share may be away for a moment, and others may have removed a file; who comes too late finds out in `owns`.
-        with suppress(OSError):
-            if not self._presence.exists():
-                self._make(self._presence)
-        for path in [self._presence, *(claim.path for claim in held)]:
+            presence = self._presence
+            # A share may be away for a moment, and others may have removed a file; who comes too late finds out in `owns`.
+            with suppress(OSError):
+                if not presence.exists():
+                    self._make(presence)
+        for path in [presence, *(claim.path for claim in held)]:
             with suppress(OSError):
                 os.utime(path)
         with suppress(OSError):
-            self._clock_offset = self._presence.stat().st_mtime - time.monotonic()
+            self._clock_offset = presence.stat().st_mtime - time.monotonic()

@@ -80,13 +80,13 @@ def begin_or_join(run: Run, names: Sequence[str], outcomes: Outcomes, claims: Cl
             raise ValueError(
                 f"{outcomes.folder} holds results of another run ({'; '.join(differences[:4])}): {advice} give another --output"
             )
-        if is_joined:
-            return False
-        if overwrite:
-            outcomes.forget_results(names)
-        outcomes.forget_failures(names)
-        write_atomically(claims.folder / FILE, json.dumps({**asdict(run), "launch": launch}, indent=1).encode())
-        return True
+        if not is_joined:
+            if overwrite:
+                outcomes.forget_results(names)
+            outcomes.forget_failures(names)
+            write_atomically(claims.folder / FILE, json.dumps({**asdict(run), "launch": launch}, indent=1).encode())
+        claims.join()
+        return not is_joined
     finally:
         claims.forget(lock)
 

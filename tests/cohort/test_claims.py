@@ -28,7 +28,13 @@ def take_all(folder: Path, journal: Path) -> None:
 
 def take_and_stay(folder: Path, name: str) -> None:
     with Claims(folder) as claims:
+        claims.join()
         assert isinstance(claims.take(name), Claim)
+        time.sleep(1e6)
+
+
+def look_on(folder: Path) -> None:
+    with Claims(folder):
         time.sleep(1e6)
 
 
@@ -86,6 +92,32 @@ def test_claim_of_a_killed_process_goes_to_the_next_at_once_and_is_counted(tmp_p
         assert isinstance(claims.take("b"), Claim)
         claims.forget_dead("a")
         assert isinstance(claims.take("a"), Claim)
+
+
+def test_others_are_those_that_have_joined(tmp_path: Path) -> None:
+    with Claims(tmp_path, stale_s=0.6) as other, Claims(tmp_path, stale_s=0.6) as claims:
+        assert (claims.others(), other.others()) == (0, 0)
+        other.join()
+        other.join()
+        assert (claims.others(), other.others()) == (1, 0)
+        for path in tmp_path.iterdir():
+            path.unlink()  # as one that takes them for dead does
+        assert claims.others() == 0
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2, "both to say again that they live")
+        assert (claims.others(), other.others()) == (1, 0), "they say it as what they were"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_process_left_that_was_killed_before_it_joined_is_removed(tmp_path: Path) -> None:
+    with Claims(tmp_path, stale_s=1e6) as claims:
+        victim = start(look_on, tmp_path)
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2, "the other process")
+        assert claims.others() == 0
+        assert len(list(tmp_path.iterdir())) == 2, "who lives is left alone"
+        victim.kill()
+        victim.join()
+        assert claims.others() == 0
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_stale_claim_of_another_machine_is_taken_over_and_a_fresh_one_is_not(tmp_path: Path) -> None:

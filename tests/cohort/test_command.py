@@ -188,7 +188,8 @@ def test_joining_with_overwrite_says_what_it_does_not_do(
     image = images / "case_00.nii.gz"
     assert main(command(model, image, tmp_path)) == 0
     written = (tmp_path / "case_00.json").stat().st_mtime_ns
-    with Claims(tmp_path / ".claims"):
+    with Claims(tmp_path / ".claims") as other:
+        other.join()
         assert main(command(model, image, tmp_path, "--overwrite")) == 0
     assert "what is done there is not done again" in capsys.readouterr().err
     assert (tmp_path / "case_00.json").stat().st_mtime_ns == written

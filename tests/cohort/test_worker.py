@@ -183,6 +183,22 @@ def test_process_that_joins_does_not_repeat_what_failed_there(pipeline: CDMPipel
     assert results(output) == ["case_00.error", "case_01"]
 
 
+def test_of_two_that_look_at_a_folder_together_one_begins_and_the_other_joins(pipeline: CDMPipeline, tmp_path: Path) -> None:
+    alone(pipeline, [], tmp_path)
+    outcomes = Outcomes(tmp_path, pipeline.class_names)
+    old = Run.of(pipeline.model_version, pipeline.default_settings, outcomes)
+    run = Run.of("another", pipeline.default_settings, outcomes)
+    outcomes.write_failure("case_00", Failure("no", "ValueError", "x", 1))
+    with Claims(tmp_path / ".claims") as first, Claims(tmp_path / ".claims") as second, Claims(tmp_path / ".claims") as third:
+        with pytest.raises(ValueError, match="replace them with --overwrite"):
+            begin_or_join(run, ["case_00"], outcomes, third, "", overwrite=False)
+        assert begin_or_join(run, ["case_00"], outcomes, first, "", overwrite=True), "who was refused is not at it"
+        assert outcomes.failure("case_00") is None
+        assert not begin_or_join(run, ["case_00"], outcomes, second, "", overwrite=True)
+        with pytest.raises(ValueError, match="other processes are at it"):
+            begin_or_join(old, ["case_00"], outcomes, third, "", overwrite=True)
+
+
 def test_output_folder_that_takes_nothing_ends_the_process_and_keeps_the_case(
     pipeline: CDMPipeline, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +239,8 @@ def test_another_model_or_setting_is_refused_and_overwrite_replaces(pipeline: CD
         assert begin_or_join(run, names[:1], outcomes, claims, "", overwrite=True)
         assert results(tmp_path) == names[1:], "what is not among the cases stays"
         assert not (tmp_path / "case_00_mask.nii.gz").exists()
-        with Claims(tmp_path / ".claims"):
+        with Claims(tmp_path / ".claims") as other:
+            other.join()
             settings = Run.of("another", pipeline.default_settings, outcomes)
             assert not begin_or_join(run, names, outcomes, claims, "", overwrite=True), "others are at it"
             with pytest.raises(ValueError, match=r"method 'cdm_saliency', now 'student'.*other processes are at it"):
