@@ -37,5 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        exception = ", without --overwrite," if getattr(options, "overwrite", False) else ""
+        print(f"interrupted; run the same command again{exception} to continue", file=sys.stderr)
         return 130

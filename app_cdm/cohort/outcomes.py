@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ class Outcomes:
         if not isinstance(values, dict):
             raise ValueError(f"{self._result(name).name}: no JSON object")
         return values
+
+    def find_other(self, names: Iterable[str]) -> str | None:
+        """A case that has a result here and is not among these; None where there is none."""
+        known = set(names)
+        for file in self.folder.rglob("*.json"):
+            path = file.relative_to(self.folder)
+            name = str(path.with_name(path.name.removesuffix(".json")))
+            if name in known or any(part.startswith(".") for part in path.parts) or not file.is_file():
+                continue
+            with suppress(ValueError):
+                if "model_version" in (self.result(name) or {}):  # which no failure, nor a file of anybody else, says
+                    return name
+        return None
 
     def failure(self, name: str) -> Failure | None:
         """Why a case failed; None where it did not."""

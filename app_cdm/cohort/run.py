@@ -52,8 +52,9 @@ class Run:
 def begin_or_join(run: Run, names: Sequence[str], outcomes: Outcomes, claims: Claims, launch: str, overwrite: bool) -> bool:
     """Joins the run that other processes of the folder are at, or begins one: takes up the folder's last, or replaces it.
 
-    Who begins gives what failed before another chance and, to overwrite, removes the results of its cases. Processes of one launch, also
-    those that the launcher has started again, belong to one run.
+    Who begins gives what failed before another chance and, to overwrite, removes the results of its cases. Other settings replace those of
+    a folder only where all its results are of these cases, lest it hold results of both. Processes of one launch, also those that the
+    launcher has started again, belong to one run.
 
     Args:
         run: what this process was asked for.
@@ -67,7 +68,7 @@ def begin_or_join(run: Run, names: Sequence[str], outcomes: Outcomes, claims: Cl
         Whether the run was begun, not joined.
 
     Raises:
-        ValueError: the folder holds another run, and it is not to be replaced, or others are at it.
+        ValueError: the folder holds another run, and it is not to be replaced, or others are at it, or it has results of other cases.
     """
     while not isinstance(lock := claims.take(LOCK, attempts=None), Claim):
         time.sleep(LOCK_POLL_S)
@@ -75,8 +76,11 @@ def begin_or_join(run: Run, names: Sequence[str], outcomes: Outcomes, claims: Cl
         before = _read(claims.folder / FILE)
         differences = run.differences(before[0]) if before else _old_differences(run, names, outcomes)
         is_joined = before is not None and (claims.others() > 0 or launch == before[1] != "")
-        if differences and (is_joined or not overwrite):
+        outside = outcomes.find_other(names) if differences and not is_joined else None
+        if differences and (is_joined or outside is not None or not overwrite):
             advice = "other processes are at it: wait for them, or" if is_joined else "replace them with --overwrite, or"
+            if outside is not None:
+                advice = f"that of {outside!r}, which is not among these cases, would stay:"
             raise ValueError(
                 f"{outcomes.folder} holds results of another run ({'; '.join(differences[:4])}): {advice} give another --output"
             )

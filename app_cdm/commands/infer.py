@@ -37,7 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for <name>_mask, <name>.json and summary.csv")
     parser.add_argument("--format", choices=[".nii.gz", ".nii", ".nrrd", ".png"], help="default: PNG for pictures, else .nii.gz")
     parser.add_argument("--saliency", action="store_true", help="also write <name>_saliency_<class>")
-    parser.add_argument("--overwrite", action="store_true", help="segment again what already has a JSON")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="segment again what already has a JSON; to continue after a kill, leave it out"
+    )
     cohort = parser.add_argument_group("cohorts")
     cohort.add_argument("--image-column", default="image", help="column of a CSV table that names the image (default: %(default)s)")
     cohort.add_argument("--name-column", default="name", help="column that names the output, if there is one (default: %(default)s)")

@@ -193,3 +193,15 @@ def test_joining_with_overwrite_says_what_it_does_not_do(
         assert main(command(model, image, tmp_path, "--overwrite")) == 0
     assert "what is done there is not done again" in capsys.readouterr().err
     assert (tmp_path / "case_00.json").stat().st_mtime_ns == written
+
+
+def test_who_interrupts_is_told_how_to_continue(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(infer, "run", interrupt)
+    for more, told in (([], "command again to continue"), (["--overwrite"], "command again, without --overwrite, to continue")):
+        assert main(command(model, images, tmp_path, *more)) == 130
+        assert told in capsys.readouterr().err

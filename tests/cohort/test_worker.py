@@ -236,15 +236,42 @@ def test_another_model_or_setting_is_refused_and_overwrite_replaces(pipeline: CD
         ):
             begin_or_join(run, names, outcomes, claims, "", overwrite=False)
         assert results(tmp_path) == names
-        assert begin_or_join(run, names[:1], outcomes, claims, "", overwrite=True)
-        assert results(tmp_path) == names[1:], "what is not among the cases stays"
-        assert not (tmp_path / "case_00_mask.nii.gz").exists()
+        assert begin_or_join(run, names, outcomes, claims, "", overwrite=True)
+        assert not results(tmp_path) + list(tmp_path.glob("*_mask.nii.gz"))
         with Claims(tmp_path / ".claims") as other:
             other.join()
             settings = Run.of("another", pipeline.default_settings, outcomes)
             assert not begin_or_join(run, names, outcomes, claims, "", overwrite=True), "others are at it"
             with pytest.raises(ValueError, match=r"method 'cdm_saliency', now 'student'.*other processes are at it"):
                 begin_or_join(settings, names, outcomes, claims, "", overwrite=True)
+
+
+def test_part_of_the_cases_is_overwritten_with_equal_settings_alone(pipeline: CDMPipeline, cases: list[Case], tmp_path: Path) -> None:
+    named = [cases[0], Case("group/case_01.error", cases[1].source, cases[1].read)]
+    alone(pipeline, named, tmp_path)
+    outcomes, names = Outcomes(tmp_path, pipeline.class_names), [case.name for case in named]
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with Claims(tmp_path / ".claims") as claims:
+        other = Run.of(pipeline.model_version, pipeline.settings_for("cdm_saliency"), outcomes)
+        for overwrite in (True, False):
+            with pytest.raises(ValueError, match=r"that of 'group/case_01\.error', which .*, would stay: give another --output"):
+                begin_or_join(other, names[:1], outcomes, claims, "", overwrite)
+        assert all(path.read_bytes() == content for path, content in written.items())
+        equal = Run.of(pipeline.model_version, pipeline.default_settings, outcomes)
+        assert begin_or_join(equal, names[:1], outcomes, claims, "", overwrite=True)
+        assert not (tmp_path / "case_00_mask.nii.gz").exists()
+        assert outcomes.find_other(names[:1]) == names[1], "what is not among the cases stays"
+        assert begin_or_join(other, names[1:], outcomes, claims, "", overwrite=True), "nothing else is left"
+
+
+def test_failures_and_files_of_others_are_no_results(pipeline: CDMPipeline, tmp_path: Path) -> None:
+    outcomes = Outcomes(tmp_path, pipeline.class_names)
+    outcomes.write_failure("bad", Failure("no", "ValueError", "x", 1))
+    for name in (".hidden", "folder.json"):
+        (tmp_path / name).mkdir()
+    for name, text in (("notes", "[1]"), ("broken", "{"), ("numbers", '{"a": 1}'), (".hidden/x", '{"model_version": "1"}')):
+        (tmp_path / f"{name}.json").write_text(text)
+    assert outcomes.find_other([]) is None
 
 
 def test_results_of_earlier_versions_without_a_record_count_if_they_fit(pipeline: CDMPipeline, cases: list[Case], tmp_path: Path) -> None:
