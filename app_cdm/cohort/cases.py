@@ -62,7 +62,7 @@ def find_cases(inputs: Sequence[Path], output: Path, image_column: str = "image"
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuses names that two cases have, or that would not stay in the output folder.
+    """Refuses names that two cases have, that name a file in another way than others may, or that would not stay in the output folder.
 
     Raises:
         ValueError: there are such names; says which.
@@ -75,6 +75,8 @@ def check_names(names: Iterable[str]) -> None:
         parts = PurePosixPath(name).parts
         if not parts or PurePosixPath(name).is_absolute() or any(part.startswith(".") for part in parts) or "\0" in name:
             raise ValueError(f"output name {name!r}: must be a path below the output folder, and no part of it may start with a dot")
+        if name != str(PurePosixPath(name)):
+            raise ValueError(f"output name {name!r}: write {str(PurePosixPath(name))!r}, lest two cases share a file")
         if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
             raise ValueError(f"output name {name[:40]!r}...: longer than {MAX_NAME_BYTES} bytes; name the output in a CSV table")
         if f"{name}.error" in counts:
