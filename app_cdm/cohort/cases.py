@@ -15,6 +15,7 @@ from app_cdm.data.dicom import DicomSeries
 from app_cdm.data.volume import Volume, find_dicom_series, read_dicom_series, read_volume
 
 TABLE_SUFFIX = ".csv"
+INDEX, LABELS = "datastore_v2.json", "labels"  # of a label server, side by side
 MAX_NAME_BYTES = 180  # of a part of an output name: suffixes follow, and file systems allow 255
 
 
@@ -85,17 +86,21 @@ def check_names(names: Iterable[str]) -> None:
 
 def stem(path: Path) -> str:
     """File name without the suffix of its format; of a folder its name."""
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "" if path.is_dir() else path.suffix)
-    return path.name.removesuffix(suffix)
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "" if path.is_dir() else path.suffix)
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def _cases_of_folder(folder: Path, output: Path) -> list[Case]:
     own = output.resolve()
     is_inside = own != folder.resolve() and own.is_relative_to(folder.resolve())
+    items = [item for item in folder.rglob("*") if not any(part.startswith(".") for part in item.relative_to(folder).parts)]
+    labels = {item.with_name(LABELS) for item in items if item.name == INDEX}
     files = sorted(
         item
-        for item in folder.rglob("*")
-        if item.name.endswith(SUFFIXES) and not item.name.startswith(".") and not (is_inside and item.resolve().is_relative_to(own))
+        for item in items
+        if item.name.lower().endswith(SUFFIXES)
+        and labels.isdisjoint(item.parents)
+        and not (is_inside and item.resolve().is_relative_to(own))
     )
     series = find_dicom_series(folder)
     if not files and not series:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app_cdm.cohort.cases import check_names, find_cases
 from app_cdm.cohort.table import read_table
@@ -35,6 +37,31 @@ def test_folder_gives_files_and_series_but_not_its_own_results(study: Path) -> N
     assert [case.name for case in cases] == ["b", "deep/a", uid]
     assert all(case.read().array.shape[2] == SHAPE[2] for case in cases)
     assert cases[1].source == str(study / "deep" / "a.nii.gz")
+
+
+def test_suffixes_in_capitals_are_read_too(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", head(1)).rename(tmp_path / "A.NII.GZ")
+    for name in ("b.PNG", "c.JPG", "d.Jpeg"):
+        Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / name)
+    cases = find_cases([tmp_path], tmp_path / "masks")
+    assert [(case.name, case.read().array.shape) for case in cases] == [("A", SHAPE), *((name, (5, 4, 1)) for name in "bcd")]
+    (case,) = find_cases([tmp_path / "A.NII.GZ"], tmp_path / "masks")
+    assert case.name == "A"
+
+
+def test_hidden_folders_and_labels_of_a_server_are_no_images(study: Path) -> None:
+    for folder in (study, study / "deep"):
+        for name in (".thumbnails/x.nii.gz", "labels/final/a.nii.gz", "labels/original/b.nii"):
+            (folder / name).parent.mkdir(parents=True)
+            write_nifti(folder / name, head(3))
+    (study / "datastore_v2.json").write_text("{}")
+    names = {path: [case.name for case in find_cases([path], study / "masks")] for path in (study, study / "labels")}
+    assert names[study] == ["b", "deep/a", "deep/labels/final/a", "deep/labels/original/b"], "there is no server's index beside these"
+    assert names[study / "labels"] == ["final/a", "original/b"], "who asks for them gets them"
+    hidden = study / ".cache" / "study"
+    hidden.mkdir(parents=True)
+    write_nifti(hidden / "c.nii", head(4))
+    assert [case.name for case in find_cases([hidden], study / "masks")] == ["c"], "what is above the input counts for nothing"
 
 
 def test_table_names_images_relative_to_itself_and_outputs(study: Path) -> None:
