@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from dicomweb_client.session_utils import create_session, create_session_from_us
 from pydicom.datadict import tag_for_keyword
 
 from app_cdm.cohort.cases import Case
-from app_cdm.cohort.holder import is_running, this_process
+from app_cdm.cohort.holder import Holder, is_running, this_process
 from app_cdm.data.dicom import read_dicom_folder
 from app_cdm.data.qido import IMAGE_MODALITIES, search_series, text_of
 from app_cdm.data.volume import Volume
@@ -85,9 +86,10 @@ class Pacs:
         return [cases[series] for series in sorted(cases)]
 
     def sweep(self) -> None:
-        """Removes what processes of this machine that were killed have left in the cache."""
-        for folder in self._cache.glob(f"{PREFIX}*"):
-            named = re.fullmatch(rf"{PREFIX}(\d+)_(\d+)_\w+", folder.name)
+        """Removes what processes that were killed have left in the cache, of this machine and boot (of this container) alone."""
+        prefix = _prefix(this_process())
+        for folder in self._cache.glob(f"{prefix}*"):
+            named = re.fullmatch(rf"{prefix}(\d+)_(\d+)_\w+", folder.name)
             if named and not is_running(int(named[1]), float(named[2])):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,9 +100,8 @@ class Pacs:
             ValueError: it is larger than the limit, came in part, or makes no volume.
             OSError: the server does not answer, or refuses.
         """
-        me = this_process()
         self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._cache, prefix=f"{PREFIX}{me.pid}_{int(me.started)}_") as work:
+        with tempfile.TemporaryDirectory(dir=self._cache, prefix=folder_prefix(this_process())) as work:
             folder, size, number = Path(work) / series, 0, 0
             folder.mkdir()
             for number, instance in enumerate(self._client.iter_series(study, series), start=1):
@@ -112,6 +113,16 @@ class Pacs:
             if count is not None and number != count:
                 raise ValueError(f"series {series}: {number} of {count} instances came from the server: ask again")
             return read_dicom_folder(folder)
+
+
+def folder_prefix(holder: Holder) -> str:
+    """How the names begin of the folders in which a process keeps a series."""
+    return f"{_prefix(holder)}{holder.pid}_{int(holder.started)}_"
+
+
+def _prefix(holder: Holder) -> str:
+    """The same of all processes where a pid means the same."""
+    return f"{PREFIX}{hashlib.sha256(f'{holder.host} {holder.space}'.encode()).hexdigest()[:12]}_"
 
 
 def _request(request: Callable[..., Any], method: str, url: str, **options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -12,7 +13,7 @@ import pytest
 
 from app_cdm.cli import main
 from app_cdm.cohort.holder import this_process
-from app_cdm.cohort.pacs import PREFIX, Pacs, parse_query
+from app_cdm.cohort.pacs import PREFIX, Pacs, folder_prefix, parse_query
 from app_cdm.commands.environment import PASSWORD
 from app_cdm.data.volume import read_volume
 from demo.orthanc import Orthanc
@@ -91,10 +92,26 @@ def test_series_that_is_too_large_or_came_in_part_is_a_failure(server: DicomWeb,
 
 def test_what_a_killed_process_left_in_the_cache_is_removed(server: DicomWeb, tmp_path: Path) -> None:
     me = this_process()
-    for name in (f"{PREFIX}{me.pid}_{int(me.started)}_abc", f"{PREFIX}{me.pid}_{int(me.started) - 999}_abc", f"{PREFIX}other", "mine"):
+    dead = replace(me, started=me.started - 999)
+    others = [me, replace(dead, host="elsewhere"), replace(dead, space="another boot or container")]
+    kept = {*(f"{folder_prefix(holder)}abc" for holder in others), f"{PREFIX}other", "mine"}
+    for name in (*kept, f"{folder_prefix(dead)}abc"):
         (tmp_path / name / "x").mkdir(parents=True)
     Pacs(server.url, None, tmp_path).sweep()
-    assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}{me.pid}_{int(me.started)}_abc", f"{PREFIX}other", "mine"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_series_lies_where_a_sweep_knows_its_process(server: DicomWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs, seen = Pacs(server.url, None, tmp_path), []
+
+    def look(folder: Path) -> None:
+        pacs.sweep()
+        seen.extend(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr("app_cdm.cohort.pacs.read_dicom_folder", look)
+    pacs.find_cases({"PatientID": "ct"})[0].read()
+    (name,) = seen
+    assert name.startswith(folder_prefix(this_process()))
 
 
 @pytest.mark.parametrize(
