@@ -55,7 +55,7 @@ def tagged_folders(options: argparse.Namespace) -> list[TaggedFolder]:
 def add_model(parser: argparse.ArgumentParser, with_method: bool = True) -> None:
     """`--model`, `--device`, `--set` and, where it is to be chosen, `--method`."""
     parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N for GPU N (default: %(default)s)")
     if with_method:
         parser.add_argument("--method", choices=get_args(Method), help="default: the most accurate one that the model is trained for")
     parser.add_argument(

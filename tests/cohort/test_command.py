@@ -19,6 +19,7 @@ from app_cdm.cohort.cases import find_cases
 from app_cdm.cohort.claims import Claims
 from app_cdm.commands import infer
 from app_cdm.commands.environment import PASSWORD, USER, Launch, read_launch, read_login
+from app_cdm.commands.options import load_model
 from app_cdm.data.volume import read_volume
 from app_cdm.pipeline import CDMPipeline
 from tests.cohort.processes import exit_with, start
@@ -180,6 +181,22 @@ def test_processes_of_one_machine_share_its_cores_and_gpus(monkeypatch: pytest.M
         options = infer.argparse.Namespace(device=asked)
         infer.prepare(options, Launch(rank, 4, rank, 4, threads=1))
         assert options.device == device
+
+
+def test_process_started_by_hand_takes_the_gpu_that_it_is_told(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    taken: list[str] = []
+    monkeypatch.setattr(CDMPipeline, "to", lambda self, device: taken.append(device))
+    for asked in ("cuda:1", "auto"):
+        options = infer.argparse.Namespace(model=model, device=asked, method=None, set=[])
+        infer.prepare(options, Launch())
+        load_model(options)
+    assert taken == ["cuda:1", "cuda"]
+    with pytest.raises(SystemExit):
+        main(["infer", "--help"])
+    assert "cuda:N for GPU N" in capsys.readouterr().out
 
 
 def test_joining_with_overwrite_says_what_it_does_not_do(
