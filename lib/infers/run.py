@@ -42,11 +42,21 @@ def run_inference(tasks: Mapping[str, InferTask], request: Mapping[str, Any], da
     tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
     if save_label:
         try:
-            label = datastore.save_label(image, file, tag, {"model": request["model"], "params": params})
+            info = {"model": request["model"], "params": params, "label_info": name_values(params["label_names"])}
+            label = datastore.save_label(image, file, tag, info)
         except BaseException:
             Path(file).unlink(missing_ok=True)
             raise
     return {"label": label, "tag": tag, "file": file, "params": params}
+
+
+def name_values(labels: Mapping[str, int]) -> list[dict[str, str]]:
+    """Names of a mask's values in order, as viewers send them: without, they would be those of the classes there are, not of the model's.
+
+    Args:
+        labels: class name to mask value, from 1 without gaps.
+    """
+    return [{"name": name} for name in sorted(labels, key=labels.__getitem__)]
 
 
 def find_task(tasks: Mapping[str, InferTask], request: Mapping[str, Any]) -> InferTask:

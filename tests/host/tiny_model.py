@@ -1,4 +1,4 @@
-"""A published model of the real kind, tiny and untrained: two classes, 32 pixels."""
+"""A published model of the real kind, tiny and untrained: two classes unless others are given, 32 pixels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CLASS_NAMES = ("edema", "tumor")
 NETWORKS = NetworkSettings(32, 2, (16, 32), 1, 1, 8, (16, 32))
 
 
-def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHODS) -> Path:
+def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHODS, class_names: Sequence[str] = CLASS_NAMES) -> Path:
     """Writes the model folder; another seed gives other weights and so another model version."""
     torch.manual_seed(seed)
     # Nothing that an untrained network says looks like anything, so what it says is the mask.
     as_it_is = replace(PROBABILITY_MASK, refinement="none")
     description = ModelDescription(
-        class_names=CLASS_NAMES,
+        class_names=tuple(class_names),
         patch_size=NETWORKS.patch_size,
         preprocess=PreprocessSettings(image_size=NETWORKS.image_size),
         # The gate of an untrained classifier means nothing: let it pass every slice.
@@ -36,27 +36,27 @@ def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHOD
     )
     pipeline = CDMPipeline(
         unet=build_unet(NETWORKS),
-        condition_embedding=build_condition_embedding(NETWORKS, len(CLASS_NAMES)),
-        classifier=build_classifier(NETWORKS, len(CLASS_NAMES)),
+        condition_embedding=build_condition_embedding(NETWORKS, len(class_names)),
+        classifier=build_classifier(NETWORKS, len(class_names)),
         scheduler=build_scheduler(),
         description=description.to_dict(),
-        pixel_decoder=tiny_decoder() if "cldf" in methods else None,
-        student=tiny_student() if "student" in methods else None,
+        pixel_decoder=tiny_decoder(len(class_names)) if "cldf" in methods else None,
+        student=tiny_student(len(class_names)) if "student" in methods else None,
     )
     pipeline.save_pretrained(folder)
     return folder
 
 
-def tiny_decoder() -> PixelDecoder:
+def tiny_decoder(num_classes: int = len(CLASS_NAMES)) -> PixelDecoder:
     """An untrained decoder that is of two minds about every pixel."""
     features = FeatureSettings(blocks=(0, 1))
     views = len(features.null_levels) + len(features.contrast_levels)
     in_channels = [views * channels for channels in reversed(NETWORKS.block_out_channels)]
-    decoder = PixelDecoder(len(CLASS_NAMES), in_channels, features.to_dict(), hidden_channels=16, embedding_dim=8, num_background=2)
+    decoder = PixelDecoder(num_classes, in_channels, features.to_dict(), hidden_channels=16, embedding_dim=8, num_background=2)
     decoder.spread.fill_(0.25)
     return decoder
 
 
-def tiny_student() -> StudentNetwork:
+def tiny_student(num_classes: int = len(CLASS_NAMES)) -> StudentNetwork:
     """An untrained student whose answers differ from pixel to pixel."""
-    return StudentNetwork(len(CLASS_NAMES), channels=(8, 16), num_res_units=1)
+    return StudentNetwork(num_classes, channels=(8, 16), num_res_units=1)

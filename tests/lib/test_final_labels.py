@@ -14,11 +14,18 @@ from app_cdm.data.grid import Volume, VolumeError
 from app_cdm.data.volume import read_volume, write_mask
 from app_cdm.pipeline import CDMPipeline
 from lib.datastore import FolderDatastore
+from lib.infers.run import run_inference
+from lib.infers.segmentation import segmentation_tasks
+from lib.models import ModelStore
+from lib.options import AppOptions
 from lib.scoring.final_labels import score_final_labels
 from lib.tags.mask import on_image_grid
 from lib.turns import Turns
 from tests.host.studies import AFFINE, SHAPE, head, write_nifti
 from tests.host.tiny_model import CLASS_NAMES, save_tiny_model
+
+# diffusers leaves closing the weights, which are read without a memory map, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 IMAGE = Volume(head().astype(np.float32), AFFINE)
 
@@ -82,6 +89,17 @@ def test_a_label_that_equals_the_mask_has_dice_1_and_its_complement_0(
     assert found["images"]["case1"] == {"dice": {"edema": 0.0, "tumor": 0.0}, "is_held_out": True}
     expected = {"mean": 0.5, "n": 2, "mean_held_out": 0.0, "n_held_out": 1, "num_undefined": 0}
     assert found["dice"] == {"edema": pytest.approx(expected), "tumor": pytest.approx(expected)}
+
+
+def test_a_stored_mask_of_a_model_with_fewer_classes_keeps_their_names(datastore: FolderDatastore, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "models" / "tumors", methods=["student"], class_names=["tumor"])
+    tasks = segmentation_tasks(ModelStore(AppOptions(folder.parent, device="cpu")), datastore)
+    request = {"model": "student", "image": "case0", "save_label": True, "label_tag": "final"}
+    Path(run_inference(tasks, request, datastore)["file"]).unlink()
+    assert datastore.get_label_info("case0", "final")["label_info"] == [{"name": "tumor"}]
+    pipeline = CDMPipeline.from_pretrained(folder)
+    assert pipeline.segment(read_volume(datastore.get_image_uri("case0"))).mask.any()
+    assert run(pipeline, datastore)["images"]["case0"]["dice"] == {"tumor": 1.0}
 
 
 def test_what_is_undefined_is_counted_and_a_damaged_label_does_not_end_the_rest(
