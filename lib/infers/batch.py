@@ -10,7 +10,8 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from app_cdm.data.volume import VolumeError
+from lib.index import enough_space
+from lib.server.errors import OF_ONE_IMAGE, explain
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ class BatchInfer(BatchInferTask):  # type: ignore[misc]  # monailabel ships no t
 
         Returns:
             By image id: label, tag and parameters, or `{"error": reason}`.
+
+        Raises:
+            NoSpaceError, ModelMissingError: no other image would fare better.
         """
         stop = request.get(STOP_KEY)
         images = sorted(self.get_images(request, datastore))
@@ -51,9 +55,10 @@ class BatchInfer(BatchInferTask):  # type: ignore[misc]  # monailabel ships no t
     @staticmethod
     def _segment(request: dict[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         try:
-            answer = infer(request, datastore)
-        except VolumeError as error:
-            logger.warning("Batch: %s cannot be used: %s", request["image"], error)
-            return {"error": str(error)}
+            with enough_space():
+                answer = infer(request, datastore)
+        except OF_ONE_IMAGE as error:
+            logger.warning("Batch: %s has no mask: %s", request["image"], explain(error))
+            return {"error": explain(error)}
         Path(answer.pop("file")).unlink(missing_ok=True)
         return answer

@@ -11,9 +11,11 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
-from app_cdm.data.volume import VolumeError, read_volume
+from app_cdm.data.volume import read_volume
 from app_cdm.metrics.overlap import dice
 from app_cdm.pipeline import CDMPipeline
+from lib.index import enough_space
+from lib.server.errors import OF_ONE_IMAGE, explain
 from lib.tags.mask import class_numbers, on_image_grid
 from lib.tags.submission import FINAL
 from lib.turns import Turns
@@ -40,13 +42,15 @@ def score_final_labels(
 
     Raises:
         StoppedError: the work is to end.
+        NoSpaceError: no other image would fare better.
     """
     images: dict[str, dict[str, Any]] = {}
     for image in labelled_images(datastore):
         try:
-            images[image] = {"dice": _score(pipeline, datastore, class_names, image, turns), "is_held_out": image in held_out}
-        except (VolumeError, OSError, ValueError) as error:
-            images[image] = {"error": str(error)}
+            with enough_space():
+                images[image] = {"dice": _score(pipeline, datastore, class_names, image, turns), "is_held_out": image in held_out}
+        except (*OF_ONE_IMAGE, ValueError) as error:
+            images[image] = {"error": explain(error)}
         say(f"final label of {image}: {images[image].get('error') or _shown(images[image]['dice'])}")
     scored = [entry for entry in images.values() if "dice" in entry]
     by_class = {name: _summary(name, scored) for name in pipeline.class_names if any(name in entry["dice"] for entry in scored)}

@@ -18,8 +18,10 @@ from app_cdm.data.volume import VolumeError
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import held_out_scores, load_held_out, split_patients
 from app_cdm.training.retrain import RetrainSettings
+from lib.index import enough_space
 from lib.models import ModelStore
 from lib.scoring.final_labels import score_final_labels
+from lib.server.errors import explain
 from lib.tags.book import TagBook
 from lib.turns import Turns
 
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "weak_label"
 DESCRIPTION = "Tag AUC on held-out patients, and Dice against final labels where there are some; nothing is learned from them"
-UNUSABLE = (VolumeError, TagError, OSError)
+UNUSABLE = (VolumeError, TagError, LookupError, OSError)
 Say = Callable[[str], None]
 
 
@@ -105,9 +107,10 @@ def load_usable(datastore: Datastore, tags: TagTable, pipeline: CDMPipeline) -> 
     preprocess = pipeline.description.preprocess
     for image in tags.tags:
         try:
-            paths[image] = Path(datastore.get_image_uri(image))
+            with enough_space():
+                paths[image] = Path(datastore.get_image_uri(image))
         except UNUSABLE as error:
-            unusable[image] = str(error)
+            unusable[image] = explain(error)
     try:
         if paths:
             return load_held_out(paths, tags.subset(paths), preprocess), unusable
@@ -117,6 +120,6 @@ def load_usable(datastore: Datastore, tags: TagTable, pipeline: CDMPipeline) -> 
         try:
             load_held_out({image: path}, tags.subset([image]), preprocess)
         except UNUSABLE as error:
-            unusable[image] = str(error)
+            unusable[image] = explain(error)
     usable = [image for image in paths if image not in unusable]
     return (load_held_out(paths, tags.subset(usable), preprocess) if usable else None), unusable

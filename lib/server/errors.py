@@ -47,6 +47,9 @@ class UnusableRequestError(ValueError):
     """A request that cannot be followed; the message says what to send instead."""
 
 
+# What is wrong with one image, or with what comes of it: work on many goes on with the next one.
+OF_ONE_IMAGE = (VolumeError, LookupError, ImageNotFoundException, OSError, SettingsError, torch.OutOfMemoryError)
+
 STATUS_OF: dict[type[Exception], HTTPStatus] = {
     UnknownNameError: HTTPStatus.NOT_FOUND,
     UnusableRequestError: HTTPStatus.BAD_REQUEST,

@@ -48,6 +48,13 @@ def test_default_body_works_and_bad_images_do_not_end_it(url: str, server: Serve
     assert tags["original"] >= 4 and not any("." in tag for tag in tags)
 
 
+def test_a_format_that_does_not_suit_every_image_does_not_end_it(url: str) -> None:
+    body = {"result_extension": ".png", "label_tag": "pictures", "mode": "intensity"}
+    results = requests.post(f"{url}/batch/infer/{MODEL}?run_sync=true", json=body, timeout=60).json()
+    assert results["picture"]["tag"] == "pictures"
+    assert "slices" in results["case0"]["error"] and "slices" in results["case2"]["error"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_synchronous_batch_with_a_limit(url: str, method: str) -> None:
     body = {"max_batch_size": 1, "label_tag": "limited", "noise_levels": "0.5"}

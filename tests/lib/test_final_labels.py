@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
+import torch
 from monailabel.interfaces.datastore import Datastore
 
 from app_cdm.data.grid import Volume, VolumeError
@@ -18,7 +22,9 @@ from lib.infers.run import run_inference
 from lib.infers.segmentation import segmentation_tasks
 from lib.models import ModelStore
 from lib.options import AppOptions
+from lib.results.errors import NoSpaceError
 from lib.scoring.final_labels import score_final_labels
+from lib.server.errors import UnknownNameError
 from lib.tags.mask import on_image_grid
 from lib.turns import Turns
 from tests.host.studies import AFFINE, SHAPE, head, write_nifti
@@ -48,6 +54,18 @@ def submit(datastore: Datastore, image: str, mask: np.ndarray, folder: Path, inf
     path = folder / "label.nii.gz"
     write_mask(mask.astype(np.uint8), read_volume(datastore.get_image_uri(image)), path)
     datastore.save_label(image, str(path), "final", info or {})
+
+
+def fail_on(datastore: FolderDatastore, failing: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error when an image is fetched."""
+    fetch = datastore.get_image_uri
+
+    def fetch_or_fail(image: str) -> str:
+        if image == failing:
+            raise error
+        return fetch(image)
+
+    monkeypatch.setattr(datastore, "get_image_uri", fetch_or_fail)
 
 
 def run(pipeline: CDMPipeline, datastore: Datastore, held_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -114,3 +132,29 @@ def test_what_is_undefined_is_counted_and_a_damaged_label_does_not_end_the_rest(
     found = run(nothing, datastore)
     assert np.isnan(found["dice"]["tumor"]["mean"]) and found["dice"]["tumor"]["num_undefined"] == 1
     assert "error" in found["images"]["case1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UnknownNameError("image", "case0", hint="gone"), "gone"),
+        (requests.HTTPError("500"), "DICOMweb"),
+        (torch.OutOfMemoryError(), "memory"),
+    ],
+    ids=["left the PACS", "PACS fails", "too large for the GPU"],
+)
+def test_an_image_that_fails_is_named_and_the_others_are_scored(
+    pipeline: CDMPipeline, datastore: FolderDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    for image in ("case0", "case1"):
+        submit(datastore, image, np.ones(SHAPE), tmp_path)
+    fail_on(datastore, "case0", error, monkeypatch)
+    images = run(pipeline, datastore)["images"]
+    assert words in images["case0"]["error"] and "dice" in images["case1"]
+
+
+def test_a_full_disk_ends_it(pipeline: CDMPipeline, datastore: FolderDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(datastore, "case0", np.ones(SHAPE), tmp_path)
+    fail_on(datastore, "case0", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), monkeypatch)
+    with pytest.raises(NoSpaceError):
+        run(pipeline, datastore)

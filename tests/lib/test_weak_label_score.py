@@ -15,6 +15,7 @@ from lib.datastore import FolderDatastore
 from lib.models import ModelMissingError, ModelStore
 from lib.options import AppOptions
 from lib.scoring.weak_label import WeakLabelScore
+from lib.server.errors import UnknownNameError
 from lib.tags.book import TagBook
 from lib.tags.images import DatastoreImages
 from lib.tags.store import TagStore
@@ -81,6 +82,22 @@ def test_scores_are_those_of_training_and_an_unusable_image_is_named(book: TagBo
     found = score(book, models)[0]["held_out"]
     assert found["scores"] == pytest.approx(by_hand(rest), abs=1e-6)
     assert set(found["unusable"]) == {broken} and found["images"] == len(rest)
+
+
+def test_an_image_that_left_the_pacs_is_named(book: TagBook, models: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    tag_all(book)
+    datastore = book.images._datastore  # type: ignore[attr-defined]
+    gone, *rest = split_patients(book.table(), 0.2)[1].tags
+    fetch = datastore.get_image_uri
+
+    def fetch_or_fail(image: str) -> str:
+        if image == gone:
+            raise UnknownNameError("image", image, hint="gone")
+        return str(fetch(image))
+
+    monkeypatch.setattr(datastore, "get_image_uri", fetch_or_fail)
+    found = score(book, models)[0]["held_out"]
+    assert "gone" in found["unusable"][gone] and found["images"] == len(rest)
 
 
 def test_what_is_missing_is_said_before_anything_runs(book: TagBook, models: ModelStore, tmp_path: Path) -> None:
