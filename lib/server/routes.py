@@ -26,6 +26,7 @@ from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
 from lib.server.checks import check_json_value
 from lib.server.dataset import download_dataset
+from lib.server.infer import run_inference
 from lib.server.rules import RULES
 from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
 from lib.server.slicer import describe_session, stop_training
@@ -48,6 +49,7 @@ REPLACED: dict[str, Callable[..., Any]] = {
     "batch_infer.api_run": start_batch,
     "batch_infer.api_stop": stop_batch,
     "datastore.api_download_dataset": download_dataset,
+    "infer.api_run_inference": run_inference,
     "scoring.api_run": start_all_scoring,
     "scoring.api_run_method": start_scoring,
     "scoring.api_stop": stop_scoring,

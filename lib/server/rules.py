@@ -123,8 +123,8 @@ def infer(app: MONAILabelApp, arguments: Arguments) -> None:
         check_tag(str(params["label_tag"]))
     if arguments.get("label") is not None:
         raise UnusableRequestError(f"model {arguments['model']!r} works on the image alone: send no label")
-    if arguments.get("output") == "dicom_seg" and not isinstance(app.datastore(), DICOMWebDatastore):
-        raise UnusableRequestError("output dicom_seg needs a DICOMweb server as studies: ask for output=image")
+    if arguments.get("output") == "dicom_seg":
+        dicom_seg(app, arguments, params)
     if arguments["session_id"]:
         known_session(app, arguments["session_id"])
     elif arguments["file"] is not None:
@@ -133,6 +133,25 @@ def infer(app: MONAILabelApp, arguments: Arguments) -> None:
         known_image(app, arguments["image"])
     else:
         raise UnusableRequestError("no image: name one with ?image=, or send it as the form's file")
+
+
+def dicom_seg(app: MONAILabelApp, arguments: Arguments, params: Arguments) -> None:
+    """A mask as DICOM SEG: an image of the PACS, and names of its segments, before anything is computed."""
+    if not isinstance(app.datastore(), DICOMWebDatastore):
+        raise UnusableRequestError("output dicom_seg needs a DICOMweb server as studies: ask for output=image")
+    if arguments["session_id"] or arguments["file"] is not None or not arguments["image"]:
+        raise UnusableRequestError(
+            "output dicom_seg needs a series of the DICOMweb server, which the segmentation refers to: name it with ?image="
+        )
+    segments = params.get("label_info")
+    if not isinstance(segments, list) or not segments or not all(map(_is_segment, segments)):
+        raise UnusableRequestError(
+            'output dicom_seg needs the names of the segments in params, in the order of their numbers: {"label_info": [{"name": "tumor"}]}'
+        )
+
+
+def _is_segment(item: object) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("name", ""), str)
 
 
 def batch(app: MONAILabelApp, arguments: Arguments) -> None:
