@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -11,11 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.options import LOOPBACK_HOSTS
 
+# A form's file is spooled to the temporary folder, and copied there by the host before it is looked at.
+COPIES = 2
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class UploadLimit:
-    """Answers 413 to a request body above a limit, by its announced length or as it streams in.
+    """Answers 413 to a request body above a limit, by its announced length or as it streams in, and 507 where files find no room.
+
+    A form that does not fit would fail half-way: while it is read with an answer that blames the client, or while the host copies a file
+    of it, which then stays in the temporary folder.
 
     Args:
         app: what comes next.
@@ -33,10 +40,10 @@ class UploadLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdigit() and int(announced) > self.limit_bytes:
+        refusal = self._refusal(Headers(scope=scope))
+        if refusal is not None:
             await self._discard(receive)
-            await JSONResponse({"detail": self.detail}, status_code=413)(scope, receive, send)
+            await refusal(scope, receive, send)
             return
         received = 0
 
@@ -49,6 +56,21 @@ class UploadLimit:
             return message
 
         await self.app(scope, counted, send)
+
+    def _refusal(self, headers: Headers) -> JSONResponse | None:
+        """The answer to a request whose announced length is too much, if it is."""
+        announced = headers.get("content-length", "0")
+        length = int(announced) if announced.isdigit() else 0
+        if length > self.limit_bytes:
+            return JSONResponse({"detail": self.detail}, status_code=413)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/")
+        needed = COPIES * length
+        if is_form and needed > shutil.disk_usage(tempfile.gettempdir()).free:
+            detail = (
+                f"the server's disk is full: this upload takes {needed / 2**20:.1f} MiB in its temporary folder; make room and try again"
+            )
+            return JSONResponse({"detail": detail}, status_code=507)
+        return None
 
     async def _discard(self, receive: Receive) -> None:
         """Reads on for a while: a client cut off while it sends never sees the answer."""

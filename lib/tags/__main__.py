@@ -14,6 +14,7 @@ import requests
 
 from lib.models import known_class_names
 from lib.options import APP_DIR, DEFAULT_CACHE_DIR, AppOptions, OptionError
+from lib.results.errors import NoSpaceError
 from lib.server.checks import check_json_object
 from lib.server.errors import UnusableRequestError
 from lib.tags.book import TagBook
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argument_parser().parse_args(arguments)
     try:
         sys.stdout.write(run(options))
-    except (*PROBLEMS, OptionError, OSError) as error:
+    except (*PROBLEMS, OptionError, NoSpaceError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

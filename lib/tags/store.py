@@ -6,9 +6,11 @@ Entries are never changed or removed; the tag in force is the newest entry of an
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lib.results.errors import NoSpaceError
 from lib.tags.current import CurrentTags
 from lib.tags.record import Provenance, StoredTag, TagEvent, TagsByImage, encode
 from lib.tags.schema import COLUMNS, create_schema
@@ -23,6 +26,8 @@ from lib.tags.schema import COLUMNS, create_schema
 T = TypeVar("T")
 
 BUSY_S = 60.0
+PROBE_BYTES = 1 << 16
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NothingToUndoError(Exception):
@@ -196,8 +201,12 @@ class TagStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write: the only one at a time in all processes, and whole or not at all."""
-        with self._connection() as connection:
+        """A write: the only one at a time in all processes, and whole or not at all.
+
+        Raises:
+            NoSpaceError: the disk is full.
+        """
+        with self._connection() as connection, _enough_space(self.path.parent):
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -253,3 +262,25 @@ def previous(events: list[TagEvent], event: TagEvent) -> TagEvent | None:
 def _events(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> list[TagEvent]:
     rows = connection.execute(f"SELECT {COLUMNS} FROM events {condition}", values)
     return [TagEvent(event, action, image, name, json.loads(value), *rest) for event, action, image, name, value, *rest in rows]
+
+
+@contextmanager
+def _enough_space(folder: Path) -> Iterator[None]:
+    """Says in plain words that the disk is full."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says in which call
+        if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and _is_full(folder)):
+            raise NoSpaceError("the disk that keeps the tags is full: no tag was stored; make room there and try again") from error
+        raise
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether a small file finds no room; SQLite does not say why a write was refused, and there may be a quota."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        return error.errno in NO_SPACE
+    return False

@@ -119,6 +119,11 @@ def test_a_full_disk_is_said_and_keeps_the_label_before(server: Server, tmp_path
             field = "label" if "label" in path else "file"
             files = {field: ("large.nrrd", (tmp_path / "large.nrrd").read_bytes())}
             assert_refused(requests.put(f"{server.url}/{path}", files=files, timeout=30), 507, "full")
+        for first in range(100):  # until the log of the tag store has grown to the limit
+            tagged = requests.put(f"{server.url}/tags/case", json={"tags": {"tumor": [[first % 5, 5]]}}, timeout=30)
+            if not tagged.ok:
+                break
+        assert_refused(tagged, 507, "full")
     finally:
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
     assert stored.read_bytes() == before

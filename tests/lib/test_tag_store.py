@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from lib.results.errors import NoSpaceError
 from lib.tags.location import tags_file
 from lib.tags.store import NothingToUndoError, TagStore
 
@@ -50,6 +53,26 @@ class Writer:
         names = self.acknowledged.read().split()
         self.acknowledged.close()
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1]), names
+
+
+@contextmanager
+def full_disk(limit: int = 10_000) -> Iterator[None]:
+    """Files must not grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal_before)
+
+
+def io_error() -> sqlite3.OperationalError:
+    """An error as SQLite reports a disk that cannot be written."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    return error
 
 
 @pytest.mark.parametrize("value", [False, True, None, [[8, 15]], [[20, 25], [0, 3]]])
@@ -112,6 +135,34 @@ def test_an_action_is_whole_or_not_at_all(store: TagStore) -> None:
         store.append({"a": {"x": True}, "b": {"x": False}}, "ann", "guess")  # type: ignore[arg-type]
     assert store.all_tags() == {}
     store.append({"a": {"x": True}}, "ann", "manual")  # and the store goes on working
+
+
+def test_a_full_disk_is_said_and_stores_nothing(store: TagStore) -> None:
+    store.append({"a": {"x": True}}, "ann", "manual")
+    many = {f"image{number}": {"x": True} for number in range(1000)}
+    with store._connection() as connection:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(NoSpaceError, match="full"):
+        store.append(many, "ann", "import")
+    with pytest.raises(NoSpaceError, match="full"):
+        store.set_patients(dict.fromkeys(many, "patient"))
+    assert store.all_tags() == {"a": {"x": True}} and store.patients() == {}
+    with store._connection() as connection:
+        connection.execute("PRAGMA max_page_count = 1000000")
+    store.append(many, "ann", "import")
+    assert len(store.all_tags()) == 1001
+
+
+def test_an_error_of_the_disk_is_a_full_one_where_other_files_find_no_room_either(store: TagStore) -> None:
+    """The kernel refuses to let files grow, which SQLite calls an I/O error; as with a quota, it does not say which."""
+    store.append({"a": {"x": True}}, "ann", "manual")
+    with full_disk(), pytest.raises(NoSpaceError, match="full"):
+        for number in range(100):
+            store.append({f"image{number}": {"x": True}}, "ann", "manual")
+    assert store.append({"b": {"x": True}}, "ann", "manual") == len(store.all_tags())
+    with full_disk(limit=10 << 20), pytest.raises(sqlite3.OperationalError), store._transaction():
+        raise io_error()
 
 
 def test_two_hundred_writes_of_four_processes(store: TagStore) -> None:
