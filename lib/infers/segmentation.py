@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from app_cdm.pipeline import CDMPipeline, Segmentation
 from lib.configs.segmentation import InferRequest, option_table, read_device, read_request
 from lib.models import METHODS, ModelMissingError, ModelStore
 from lib.plain import plain
+from lib.server.checks import MAX_TAG_LENGTH, is_tag
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ DESCRIPTIONS: dict[Method, str] = {
     "cldf": "Pixel decoder on features of a conditional diffusion model",
     "cdm_saliency": "Saliency map of a conditional diffusion model",
 }
+DIGEST_LENGTH = 8
 TRAINED_ON = "trained on image-level tags; research use only, not a medical device"
 
 
@@ -150,7 +153,7 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
         """Stores one map a class as a label of the image, under a tag of its own; says where to fetch it."""
         stored = []
         for class_name, values in maps.items():
-            tag = f"{kind}_{re.sub(r'[^A-Za-z0-9._-]+', '_', class_name)}"
+            tag = map_tag(kind, class_name)
             path = _temporary_file(".nii.gz")
             try:
                 write_map(values, volume, path)
@@ -161,6 +164,21 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
             url = f"/datastore/label?label={quote(label_id)}&tag={quote(tag)}"
             stored.append({"class": class_name, "label": label_id, "tag": tag, "url": url})
         return stored
+
+
+def map_tag(kind: str, class_name: str) -> str:
+    """Label tag of a class's map, which no other class has: with a digest where the name itself is no tag.
+
+    Args:
+        kind: `saliency` or `uncertainty`.
+        class_name: any text.
+    """
+    tag = f"{kind}_{class_name}"
+    if is_tag(tag):
+        return tag
+    digest = hashlib.sha256(class_name.encode()).hexdigest()[:DIGEST_LENGTH]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", tag)[: MAX_TAG_LENGTH - 1 - DIGEST_LENGTH]
+    return f"{readable}_{digest}"
 
 
 def label_numbers(pipeline: CDMPipeline) -> dict[str, int]:

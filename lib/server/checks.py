@@ -21,6 +21,7 @@ LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 RESERVED_PARAMS = frozenset({"model", "image", "images", "image_id", "session", "label", "file", "path"})
 
 MAX_NAME_LENGTH = 200
+MAX_TAG_LENGTH = 64
 
 
 def check_image_id(name: str) -> None:
@@ -42,10 +43,15 @@ def check_tag(tag: str) -> None:
     Raises:
         UnusableRequestError: the tag is not usable.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", tag):
+    if not is_tag(tag):
         raise UnusableRequestError(
-            f"label tag {tag!r} is not allowed: up to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            f"label tag {tag!r} is not allowed: up to {MAX_TAG_LENGTH} letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text can be a label tag."""
+    return len(text) <= MAX_TAG_LENGTH and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
 
 
 def check_plain_name(kind: str, name: str) -> None:

@@ -1,0 +1,66 @@
+"""The infer task as it writes: maps of every class under a tag of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app_cdm.data.volume import read_volume
+from lib.datastore import FolderDatastore
+from lib.infers.segmentation import SegmentationTask, map_tag
+from lib.models import ModelStore
+from lib.options import AppOptions
+from lib.server.checks import check_tag
+from tests.host.studies import head, write_nifti
+from tests.host.tiny_model import save_tiny_model
+
+# diffusers leaves closing the weights, which are read without a memory map, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+CLASS_NAMES = ("a b", "a_b", "отёк", "肿瘤", "x" * 70, "x" * 71)
+
+
+@pytest.fixture
+def datastore(tmp_path: Path) -> FolderDatastore:
+    (tmp_path / "studies").mkdir()
+    write_nifti(tmp_path / "studies" / "case.nii.gz", head())
+    return FolderDatastore(tmp_path / "studies", tmp_path / "cache", auto_reload=False)
+
+
+@pytest.fixture
+def task(datastore: FolderDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SegmentationTask:
+    save_tiny_model(tmp_path / "models" / "tiny", methods=["student"], class_names=sorted(CLASS_NAMES))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return SegmentationTask("student", ModelStore(AppOptions(tmp_path / "models", device="cpu")), datastore)
+
+
+def request(datastore: FolderDatastore, **params: Any) -> dict[str, Any]:
+    return {"image": datastore.get_image_uri("case"), "image_id": "case", **params}
+
+
+def test_maps_of_all_classes_are_kept_apart(task: SegmentationTask, datastore: FolderDatastore, tmp_path: Path) -> None:
+    file, reply = task(request(datastore, store_saliency=True, store_uncertainty=True))
+    Path(file).unlink()
+    stored = [*reply["saliency"], *reply["uncertainty"]]
+    assert len({item["tag"] for item in stored}) == len(stored) == 2 * len(CLASS_NAMES)
+    for item in stored:
+        check_tag(item["tag"])
+        assert datastore.get_label_info("case", item["tag"])["class"] == item["class"]
+    maps = [read_volume(datastore.get_label_uri("case", item["tag"])).array for item in stored]
+    assert not any(np.array_equal(one, other) for number, one in enumerate(maps) for other in maps[:number])
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("name", ["tumor", "a_b", "grade-3", "v1.2", "x" * 55])
+def test_a_name_that_can_be_a_tag_is_one(name: str) -> None:
+    assert map_tag("saliency", name) == f"saliency_{name}"
+
+
+def test_tags_of_other_names_say_what_can_be_said() -> None:
+    assert map_tag("saliency", "edema, old").startswith("saliency_edema_old_")
+    assert len(map_tag("uncertainty", "x" * 64)) == 64
