@@ -124,7 +124,11 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
         if done.options.store_uncertainty:
             reply["uncertainty"] = self._store_maps("uncertainty", result.uncertainty, result, volume, request["image_id"])
         mask_file = _temporary_file(done.extension)
-        write_mask(result.mask, volume, mask_file)
+        try:
+            write_mask(result.mask, volume, mask_file)
+        except BaseException:
+            mask_file.unlink(missing_ok=True)
+            raise
         return str(mask_file), plain(reply)
 
     def segment(self, request: dict[str, Any]) -> Segmented:

@@ -1,7 +1,9 @@
-"""The infer task as it writes: maps of every class under a tag of its own."""
+"""The infer task as it writes: maps of every class under a tag of its own, and no file that is left behind."""
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from app_cdm.data.volume import read_volume
 from lib.datastore import FolderDatastore
+from lib.infers import segmentation
 from lib.infers.segmentation import SegmentationTask, map_tag
 from lib.models import ModelStore
 from lib.options import AppOptions
@@ -64,3 +67,15 @@ def test_a_name_that_can_be_a_tag_is_one(name: str) -> None:
 def test_tags_of_other_names_say_what_can_be_said() -> None:
     assert map_tag("saliency", "edema, old").startswith("saliency_edema_old_")
     assert len(map_tag("uncertainty", "x" * 64)) == 64
+
+
+def test_a_mask_that_finds_no_room_leaves_no_file(
+    task: SegmentationTask, datastore: FolderDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(segmentation, "write_mask", full)
+    with pytest.raises(OSError, match="No space"):
+        task(request(datastore))
+    assert not list((tmp_path / "tmp").iterdir())
