@@ -108,7 +108,8 @@ class Archive:
 
     def find(self, uid: str) -> ImageSeries | None:
         """One image series as the PACS has it now, however old the list is; None if there is no such series."""
-        if not re.fullmatch(r"[0-9.]{1,64}", uid):  # a PACS may take anything else for a pattern, or refuse it
+        # A PACS may take anything else for a pattern, or refuse it; and names of files are made of it.
+        if not re.fullmatch(r"[0-9][0-9.]{0,63}", uid):
             return None
         asked, series = self._single.get(uid, (float("-inf"), None))
         if time.monotonic() - asked > self._refresh_s:

@@ -148,13 +148,13 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
         return self.fetching.setdefault(image_id, threading.RLock())
 
     def _fetch(self, series: ImageSeries, folder: Path) -> None:
-        """Every instance of a series, each into a file; a fetch that breaks off leaves nothing."""
+        """Every instance of a series, each into a numbered file: their UIDs may be anything. A fetch that breaks off leaves nothing."""
         logger.info("Fetching series %s", series.uid)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch_") as work:
             complete = Path(work) / "series"
             complete.mkdir()
-            for instance in self._client.retrieve_series(series.study, series.uid):
-                instance.save_as(complete / f"{instance.SOPInstanceUID}.dcm", write_like_original=False)
+            for number, instance in enumerate(self._client.retrieve_series(series.study, series.uid), start=1):
+                instance.save_as(complete / f"{number:06d}.dcm", write_like_original=False)
             if folder.exists():
                 folder.rename(Path(work) / "before")
             complete.rename(folder)

@@ -88,6 +88,23 @@ def test_download_that_breaks_off_leaves_nothing(datastore: PacsDatastore, monke
     assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
+def test_no_uid_leads_out_of_the_cache(datastore: PacsDatastore, pacs: DicomWeb, tmp_path: Path) -> None:
+    for number, instance in enumerate(pacs.of_series(GOOD)):
+        instance.SOPInstanceUID = f"../../../../escaped{number}"
+        instance.file_meta.MediaStorageSOPInstanceUID = instance.SOPInstanceUID
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+    folder = Path(datastore._datastore.image_path()) / GOOD
+    assert sorted(path.name for path in folder.iterdir()) == [f"{number:06d}.dcm" for number in range(1, 6)]
+    for instance in pacs.of_series(FRAMES):
+        instance.SeriesInstanceUID = ".."
+    datastore.rescan()
+    with pytest.raises(UnknownNameError, match="image"):
+        datastore.get_image_uri("..")
+
+
 def test_unknown_series(datastore: PacsDatastore) -> None:
     with pytest.raises(UnknownNameError, match="image"):
         datastore.get_image_uri("9.9.9")
