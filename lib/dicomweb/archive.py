@@ -96,6 +96,11 @@ class Archive:
         with self._lock:
             self._single, self._drawn_on = {}, {}
 
+    def forget_series(self, uid: str) -> None:
+        """Makes the next question for one series go to the PACS."""
+        with self._lock:
+            self._single.pop(uid, None)
+
     def images(self) -> Mapping[str, ImageSeries]:
         """Image series by SeriesInstanceUID; of a slow PACS as they were a while ago, with those that `find` has found since."""
         listed = self._images.get()

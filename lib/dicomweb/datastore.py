@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import requests
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
@@ -84,6 +85,7 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
         Raises:
             UnknownNameError: the PACS has no such image.
             VolumeError: the series cannot be read as one volume.
+            requests.RequestException: the PACS does not answer, or not with the whole series; another time it may.
         """
         with self._alone(image_id):
             series = self.archive.find(image_id)
@@ -148,13 +150,21 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
         return self.fetching.setdefault(image_id, threading.RLock())
 
     def _fetch(self, series: ImageSeries, folder: Path) -> None:
-        """Every instance of a series, each into a numbered file: their UIDs may be anything. A fetch that breaks off leaves nothing."""
+        """Every instance of a series, each into a numbered file: their UIDs may be anything. A fetch that breaks off leaves nothing.
+
+        Raises:
+            requests.RequestException: the PACS does not answer, or sends another number of instances than it announced.
+        """
         logger.info("Fetching series %s", series.uid)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch_") as work:
             complete = Path(work) / "series"
             complete.mkdir()
+            number = 0
             for number, instance in enumerate(self._client.retrieve_series(series.study, series.uid), start=1):
                 instance.save_as(complete / f"{number:06d}.dcm", write_like_original=False)
+            if series.num_instances not in (None, number):
+                self.archive.forget_series(series.uid)  # which may just be growing
+                raise requests.RequestException(f"series {series.uid}: {number} of {series.num_instances} instances came: ask again")
             if folder.exists():
                 folder.rename(Path(work) / "before")
             complete.rename(folder)

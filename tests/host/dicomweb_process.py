@@ -23,10 +23,13 @@ class DicomWeb:
     Args:
         folder: DICOM files to begin with.
         most: series in one answer, the others by offset; without it, all are in the first and offsets mean nothing.
+        counts: whether it says how many instances a series has.
     """
 
-    def __init__(self, folder: Path, most: int | None = None) -> None:
-        self.most, self.num_searches = most, 0
+    def __init__(self, folder: Path, most: int | None = None, counts: bool = True) -> None:
+        self.most, self.counts, self.num_searches = most, counts, 0
+        self.withheld = 0  # of the instances of a series, when it is fetched
+        self.broken: set[str] = set()  # series that cannot be fetched: answered with 500
         self.instances = self.read(folder, "IM*")
         handler = type("Handler", (_Handler,), {"store": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -67,16 +70,18 @@ class _Handler(BaseHTTPRequestHandler):
             if self.store.most is not None:
                 offset = int(dict(parse_qsl(parts.query)).get("offset", 0))
                 found = found[offset : offset + self.store.most]
-            self._json([{key: item[key].to_json_dict(None, 0) for key in SERIES_FIELDS if key in item} for item in found])
+            self._json([self._described(item) for item in found])
             return
         match = re.fullmatch(r"/studies/([0-9.]+)/series/([0-9.]+)(/metadata)?", path)
         instances = self.store.of_series(match.group(2)) if match else []
         if not match or not instances:
             self.send_error(404)
+        elif match.group(2) in self.store.broken:
+            self.send_error(500)
         elif match.group(3):
             self._json([item.to_json_dict() for item in instances])
         else:
-            self._multipart(instances)
+            self._multipart(instances[: len(instances) - self.store.withheld])
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -87,6 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.store.instances.append(item)
         url = f"{self.store.url}/studies/{item.StudyInstanceUID}/series/{item.SeriesInstanceUID}/instances/{item.SOPInstanceUID}"
         self._json({"00081190": {"vr": "UR", "Value": [url]}})
+
+    def _described(self, item: pydicom.Dataset) -> dict[str, Any]:
+        count = len(self.store.of_series(item.SeriesInstanceUID))
+        counted = {"NumberOfSeriesRelatedInstances": {"vr": "IS", "Value": [count]}} if self.store.counts else {}
+        return {key: item[key].to_json_dict(None, 0) for key in SERIES_FIELDS if key in item} | counted
 
     def _json(self, value: Any) -> None:
         value = [{_tag(key): item for key, item in entry.items()} for entry in value] if isinstance(value, list) else value

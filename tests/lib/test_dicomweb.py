@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 
 from app_cdm.data.volume import VolumeError
@@ -103,6 +104,31 @@ def test_no_uid_leads_out_of_the_cache(datastore: PacsDatastore, pacs: DicomWeb,
     datastore.rescan()
     with pytest.raises(UnknownNameError, match="image"):
         datastore.get_image_uri("..")
+
+
+def test_part_of_a_series_is_not_taken_for_all_of_it(datastore: PacsDatastore, pacs: DicomWeb) -> None:
+    pacs.withheld = 2
+    for _ in range(2):
+        with pytest.raises(requests.RequestException, match=r"3 of 5 instances came: ask again"):
+            datastore.get_image_uri(GOOD)
+    assert cached(datastore) == set() and GOOD in datastore.list_images()
+    pacs.withheld = 0
+    assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
+    fetched = Path(datastore.get_image_uri(GOOD)).stat().st_mtime_ns
+    assert Path(datastore.get_image_uri(GOOD)).stat().st_mtime_ns == fetched, "it is fetched once"
+    # While it is fetched, the series grows.
+    found, more = datastore.archive.find(GAP), pacs.of_series(GAP)[0].copy()
+    assert found is not None and found.num_instances == 6
+    pacs.instances.append(more)
+    with pytest.raises(requests.RequestException, match=r"7 of 6 instances came"):
+        datastore.get_image_uri(GAP)
+    with pytest.raises(VolumeError):
+        datastore.get_image_uri(GAP)
+
+
+def test_series_of_a_pacs_that_does_not_count_is_taken_as_it_comes(datastore: PacsDatastore, pacs: DicomWeb) -> None:
+    pacs.counts = False
+    assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
 
 
 def test_unknown_series(datastore: PacsDatastore) -> None:
