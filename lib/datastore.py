@@ -9,13 +9,16 @@ import re
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monailabel.datastore.local import LocalDatastore
 
+from app_cdm.data.header import read_grid, read_series_grid
 from app_cdm.data.volume import DicomSeries, Volume, VolumeError, find_dicom_series, read_dicom_series, read_volume, write_map
+from lib.grids import KnownGrids
 from lib.index import FINAL, FolderIndex, one_at_a_time
 from lib.server.errors import UnusableRequestError
 
@@ -46,6 +49,7 @@ class FolderDatastore(FolderIndex):
         self.index_lock = threading.RLock()
         self._cache_dir = cache_dir / "dicom"
         self._converting = threading.Lock()
+        self.grids = KnownGrids(self._cache_dir / "grids" / hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16])
         self._series, self.left_out = survey(Path(folder))
         super().__init__(str(folder), extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
         self.follow()
@@ -54,8 +58,13 @@ class FolderDatastore(FolderIndex):
         """Looks at the folder again, for DICOM series too; only files directly in it are followed by themselves."""
         series, left_out = survey(Path(self._datastore_path))
         with self.index_lock:
+            before = self._series
             self._series, self.left_out = series, left_out
         self.refresh()
+        for image_id, item in series.items():
+            if image_id in before and item.files != before[image_id].files:
+                with suppress(VolumeError, OSError):  # told when it is used
+                    self.series_grid(image_id)
 
     def find_series(self, image_id: str) -> DicomSeries | None:
         """The DICOM series that is the source of an image, if one is."""
@@ -79,6 +88,16 @@ class FolderDatastore(FolderIndex):
         series = self._series[image_id]
         return self._cache_dir / content_digest(series) / f"{image_id}.nii.gz"
 
+    def series_grid(self, image_id: str) -> Volume:
+        """The grid of a series by its headers; where it is another than before, labels and tags are forgotten.
+
+        Raises:
+            VolumeError: a header cannot be used.
+        """
+        grid = read_series_grid(self._series[image_id])
+        self.notice_grid(image_id, grid)
+        return grid
+
     def get_image_uri(self, image_id: str) -> str:
         """Path of an image file, or an empty string; converts a DICOM series on first use.
 
@@ -91,6 +110,7 @@ class FolderDatastore(FolderIndex):
         with self._converting:
             if not target.exists():
                 convert_series(self._series[image_id], target)
+        self.notice_grid(image_id, read_grid(target))
         return str(target)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:

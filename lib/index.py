@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,9 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from watchdog.events import FileSystemEvent
 
+from app_cdm.data.grid import Volume
 from app_cdm.data.writing import write_atomically
+from lib.grids import KnownGrids
 from lib.results.errors import NoSpaceError
 from lib.results.store import NO_SPACE
 from lib.server.checks import STORED_SUFFIXES
@@ -75,10 +77,11 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
     - Images and labels are put in place in one step too, so that a kill or a full disk leaves those before them; a label lies there under
       one suffix only, so that none of those before it comes back.
 
-    `index_lock`, a re-entrant lock, must be set before use.
+    `index_lock`, a re-entrant lock, and `grids` must be set before use.
     """
 
     index_lock: Any
+    grids: KnownGrids
     # The host makes some datastores itself and they get this class later: what follows are the values to begin with.
     _changing: str | None = None
     _lines: dict[str, str] | None = None
@@ -124,7 +127,7 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
     @one_at_a_time
     def remove_image(self, image_id: str) -> None:
         """Removes an image and its labels, from the index too: the host leaves that to the next look at the folder."""
-        self.forget(image_id)
+        self._let_go(image_id)
         super().remove_image(image_id)
         if self._datastore.objects.pop(image_id, None) is not None:
             with self._change_of(image_id):
@@ -133,8 +136,30 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
     @one_at_a_time
     def forget(self, image_id: str) -> None:
         """Removes all that belongs to an image: what comes under its id next must not inherit it."""
+        self.remove_labels(image_id)
+
+    @one_at_a_time
+    def remove_labels(self, image_id: str) -> None:
+        """Removes the labels of an image."""
         for tag in self._folders_of_labels():
             self.remove_label(image_id, tag)
+
+    def notice_grid(self, image_id: str, grid: Volume) -> None:
+        """Forgets what belongs to a series whose slices are others than when it was last used, as if it were another image.
+
+        Raises:
+            NoSpaceError: the disk is full, so that it would be forgotten again next time.
+        """
+        if self.grids.fits(image_id, grid):
+            return
+        with self.index_lock:
+            fits = self.grids.fits(image_id, grid)
+            if fits is False:
+                logger.warning("Series %s has other slices than before, now %s: its labels and tags go", image_id, grid.array.shape)
+                self.forget(image_id)
+            # A full disk keeps nobody from reading an image that is new here; its grid is noted another time.
+            with enough_space() if fits is False else suppress(OSError):
+                self.grids.keep(image_id, grid)
 
     @one_at_a_time
     @enough_space()
@@ -188,6 +213,10 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
         if handler is not None:
             handler.on_created = handler.on_deleted = handler.on_moved = self._on_any_event
             handler.on_modified = self._on_modify_event
+
+    def _let_go(self, image_id: str) -> None:
+        """Called when an image is removed."""
+        self.forget(image_id)
 
     def _make_way(self, image_id: str) -> None:
         """Called when a file takes the place of another under the same id; here it is the same image, fetched once more."""

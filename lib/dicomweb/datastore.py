@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lib.dicomweb.archive import Archive, ImageSeries, SegmentationSeries
 from lib.dicomweb.segmentation import read_segmentation
 from lib.dicomweb.segments import name_segments
 from lib.dicomweb.waiting import limit_waiting
+from lib.grids import KnownGrids
 from lib.index import FINAL, FolderIndex
 from lib.server.errors import LIST_IMAGES, UnknownNameError
 
@@ -31,13 +33,16 @@ logger = logging.getLogger(__name__)
 
 # Key of a final label's info: segmentations in the PACS that it stands for, or is newer than.
 SEEN = "segmentations"
+# Folder in the cache; hidden, so that nothing in it is taken for an image.
+GRIDS = ".grids"
 
 
 class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # monailabel ships no types
     """Images are series of the PACS, by SeriesInstanceUID; final labels are its segmentations.
 
     A series is fetched on first use, whole or not at all, and again when its number of instances changes. It is converted
-    as one of a folder is, so that the same files give the same voxel grid.
+    as one of a folder is, so that the same files give the same voxel grid. Where that is another grid than before, what was
+    said of the slices before is forgotten.
     """
 
     archive: Archive
@@ -93,11 +98,14 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
                 raise UnknownNameError("image", image_id, hint=LIST_IMAGES)
             folder, target = self._images / image_id, self._images / f"{image_id}.nii.gz"
             if not folder.is_dir() or series.num_instances not in (None, len(list(folder.iterdir()))):
-                self._fetch(series, folder)
-                target.unlink(missing_ok=True)
+                self._fetch(series, folder, target)
             if not target.exists():
                 self._convert(series, folder, target)
             return str(target)
+
+    def _let_go(self, image_id: str) -> None:
+        """Only the copy in the cache is removed, and the labels there: the image stays in the PACS, and so do its tags."""
+        self.remove_labels(image_id)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Path of a label, on its image's voxel grid, or an empty string.
@@ -149,8 +157,10 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
         """Held while a series or its label is brought here, so that nobody reads half of it."""
         return self.fetching.setdefault(image_id, threading.RLock())
 
-    def _fetch(self, series: ImageSeries, folder: Path) -> None:
+    def _fetch(self, series: ImageSeries, folder: Path, converted: Path) -> None:
         """Every instance of a series, each into a numbered file: their UIDs may be anything. A fetch that breaks off leaves nothing.
+
+        What the series was converted to before is removed.
 
         Raises:
             requests.RequestException: the PACS does not answer, or sends another number of instances than it announced.
@@ -165,6 +175,9 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
             if series.num_instances not in (None, number):
                 self.archive.forget_series(series.uid)  # which may just be growing
                 raise requests.RequestException(f"series {series.uid}: {number} of {series.num_instances} instances came: ask again")
+            with suppress(VolumeError, FileNotFoundError):
+                self.notice_grid(series.uid, read_grid(converted))
+            converted.unlink(missing_ok=True)
             if folder.exists():
                 folder.rename(Path(work) / "before")
             complete.rename(folder)
@@ -179,6 +192,7 @@ class PacsDatastore(DICOMWebDatastore, FolderIndex):  # type: ignore[misc]  # mo
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".add_") as work:
             written = Path(work) / target.name
             write_map(volume.array, volume, written)
+            self.notice_grid(series.uid, volume)
             FolderIndex.add_image(self, series.uid, str(written), self._dicom_info(series.uid))
 
     def _dicom_info(self, series_id: str) -> dict[str, Any]:
@@ -223,6 +237,7 @@ def mend_pacs(datastore: DICOMWebDatastore, modalities: Sequence[str], class_nam
     datastore.__class__ = PacsDatastore
     datastore.index_lock = threading.RLock()
     datastore.fetching, datastore.left_out = {}, {}
+    datastore.grids = KnownGrids(Path(datastore._datastore.image_path()) / GRIDS)
     datastore.follow()
     datastore.archive = Archive(datastore._client, modalities, search_filter, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY)
     datastore.class_names = class_names

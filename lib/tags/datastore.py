@@ -58,9 +58,8 @@ class TaggedDatastore(FolderIndex):
         return str(super().add_image(image_id, image_filename, image_info))
 
     def forget(self, image_id: str) -> None:
-        """Removes the labels of an image that is removed or replaced; its tags become unknown, and stay in the history."""
-        if not isinstance(self, DICOMWebDatastore):  # of which only the copy in the cache is removed
-            self.tag_book.forget(image_id, acting_user.get())
+        """Removes the labels of an image that is removed or replaced, or grew; its tags become unknown, and stay in the history."""
+        self.tag_book.forget(image_id, acting_user.get())
         super().forget(image_id)
 
     def save_label(

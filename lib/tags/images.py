@@ -63,8 +63,9 @@ class DatastoreImages:
         Raises:
             VolumeError: the header cannot be used.
         """
-        series = self._datastore.find_series(image) if isinstance(self._datastore, FolderDatastore) else None
-        return read_series_grid(series) if series else read_grid(Path(self._datastore.get_image_uri(image)))
+        if isinstance(self._datastore, FolderDatastore) and self._datastore.find_series(image):
+            return self._datastore.series_grid(image)
+        return read_grid(Path(self._datastore.get_image_uri(image)))
 
     def patients(self) -> dict[str, str]:
         """Image -> whose it is, as a digest; of DICOM series that say so."""

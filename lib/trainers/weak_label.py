@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks as host_tasks
 
 from app_cdm.config import SettingsError
+from app_cdm.data.tags import TagTable
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import TooFewTagsError, missing_tags
 from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
@@ -146,9 +147,8 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
                 raise
 
     def _train(self, wanted: TrainRequest, settings: TrainSettings, writer: StatusWriter) -> dict[str, Any]:
-        tags, versions = self._tags.table(), self.versions
-        in_use = model_folder(self._options)
-        paths = {image: Path(self._find_image(image)) for image in tags.tags}
+        versions, in_use = self.versions, model_folder(self._options)
+        paths, tags = self._learned_from()
         base = CDMPipeline.from_pretrained(in_use).model_version if in_use is not None and wanted.settings.start == "published" else ""
         identity = json.dumps(
             [tags.digest(), sorted(tags.patients.items()), wanted.settings.to_dict(), settings.to_dict(), base], sort_keys=True
@@ -171,6 +171,12 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             shutil.rmtree(run_folder, ignore_errors=True)
         logger.info("%s", writer.status.message)
         return self.stats()
+
+    def _learned_from(self) -> tuple[dict[str, Path], TagTable]:
+        """Files of the tagged images, and their tags: read when the files are there, as a series that grew has lost its own by then."""
+        paths = {image: Path(self._find_image(image)) for image in self._tags.table().tags}
+        tags = self._tags.table()
+        return paths, tags.subset([image for image in tags.tags if image in paths])
 
     def _where(self) -> str:
         status = self.status()

@@ -11,11 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from app_cdm.data.volume import Volume, read_volume, write_mask
-from lib.datastore import FolderDatastore
+from lib.datastore import FolderDatastore, survey
 from lib.results.errors import NoSpaceError
+from lib.tags.book import TagBook
+from lib.tags.datastore import add_tags
+from lib.tags.images import DatastoreImages
+from lib.tags.store import TagStore
+from tests.data.dicom_files import NORMAL, STEP_MM, write_series
 from tests.host.studies import AFFINE, head, write_nifti
 
 
@@ -132,3 +138,47 @@ def test_the_same_image_once_more_keeps_its_labels(datastore: FolderDatastore, s
     assert datastore.add_image("case", str(again), {"note": "again"}) == "case"
     assert files(studies) == before
     assert datastore.get_label_info("case", "final")["note"] == "kept" and datastore.get_image_info("case")["note"] == "again"
+
+
+@pytest.mark.parametrize("noticed", ["reload", "use", "restart", "tagging"])
+def test_dicom_series_that_has_grown_keeps_neither_labels_nor_tags(tmp_path: Path, noticed: str) -> None:
+    (tmp_path / "studies").mkdir()
+    write_series(tmp_path / "studies" / "series", 5, series="1.2.1")
+    store = TagStore(tmp_path / "tags.sqlite")
+
+    def start() -> tuple[FolderDatastore, TagBook]:
+        datastore = FolderDatastore(tmp_path / "studies", tmp_path / "cache", auto_reload=False)
+        book = TagBook(store, DatastoreImages(datastore), lambda: ("edema", "tumor"))
+        add_tags(datastore, book, tmp_path / "codes.json")
+        return datastore, book
+
+    datastore, book = start()
+    book.write({"1.2.1": {"tumor": [[0, 1]], "edema": False}}, "ann", "manual")
+    image = read_volume(datastore.get_image_uri("1.2.1"))
+    write_mask(np.ones(image.array.shape, np.uint8), image, tmp_path / "label.nii.gz")
+    datastore.save_label("1.2.1", str(tmp_path / "label.nii.gz"), "final", {})
+    datastore.rescan()
+    for file in (tmp_path / "studies" / "series").iterdir():
+        os.utime(file)  # a copy of the same, as far as one can see without reading it
+    datastore.get_image_uri("1.2.1")
+    assert book.store.tags("1.2.1") == {"edema": False, "tumor": [[0, 1]]} and "1.2.1" in datastore.labelled()
+
+    write_series(tmp_path / "more", 1, series="1.2.1")
+    for file in (tmp_path / "more").iterdir():
+        added = pydicom.dcmread(file)
+        added.ImagePositionPatient = [float(value) for value in np.array(added.ImagePositionPatient, dtype=float) - STEP_MM * NORMAL]
+        added.save_as(tmp_path / "studies" / "series" / "added")
+    if noticed == "restart":
+        datastore, book = start()
+    elif noticed == "reload":
+        datastore.rescan()
+    else:
+        datastore._series, datastore.left_out = survey(tmp_path / "studies")
+    if noticed == "tagging":
+        book.write({"1.2.1": {"tumor": [[1, 5]]}}, "ann", "manual")
+    elif noticed != "reload":
+        datastore.get_image_uri("1.2.1")
+    assert book.store.tags("1.2.1") == {"edema": None, "tumor": [[1, 5]] if noticed == "tagging" else None}
+    assert not list((tmp_path / "studies" / "labels").rglob("1.2.1*"))
+    assert read_volume(datastore.get_image_uri("1.2.1")).array.shape == (5, 7, 6)
+    store.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,15 @@ import pytest
 import requests
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 
-from app_cdm.data.volume import VolumeError
-from lib.dicomweb.datastore import PacsDatastore, mend_pacs
+from app_cdm.data.volume import VolumeError, read_volume, write_mask
+from lib.dicomweb.datastore import GRIDS, PacsDatastore, mend_pacs
 from lib.server.errors import UnknownNameError
+from lib.tags.book import TagBook
+from lib.tags.datastore import add_tags
 from lib.tags.images import DatastoreImages
-from tests.data.dicom_files import expected_affine, plane, write_frames, write_series
+from lib.tags.record import StoredTag
+from lib.tags.store import TagStore
+from tests.data.dicom_files import NORMAL, STEP_MM, expected_affine, plane, write_frames, write_series
 from tests.host.dicomweb_process import DicomWeb
 
 # ITK's binary modules warn while they load, and die if the warning is made an error.
@@ -129,6 +135,78 @@ def test_part_of_a_series_is_not_taken_for_all_of_it(datastore: PacsDatastore, p
 def test_series_of_a_pacs_that_does_not_count_is_taken_as_it_comes(datastore: PacsDatastore, pacs: DicomWeb) -> None:
     pacs.counts = False
     assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
+
+
+def grow(pacs: DicomWeb, folder: Path) -> None:
+    """One slice more at each end of the good series."""
+    write_series(folder, 7, series=GOOD)
+    for item in (grown := DicomWeb.read(folder, "*")):
+        item.ImagePositionPatient = [float(value) for value in np.array(item.ImagePositionPatient, dtype=float) - STEP_MM * NORMAL]
+    pacs.instances = [item for item in pacs.instances if item.SeriesInstanceUID != GOOD] + grown
+
+
+@pytest.fixture
+def book(datastore: PacsDatastore, tmp_path: Path) -> Iterator[TagBook]:
+    store = TagStore(tmp_path / "tags.sqlite")
+    book = TagBook(store, DatastoreImages(datastore), lambda: ("edema", "tumor"))
+    add_tags(datastore, book, tmp_path / "codes.json")
+    yield book
+    store.close()
+
+
+def test_series_that_has_grown_keeps_neither_tags_nor_labels(
+    datastore: PacsDatastore, pacs: DicomWeb, book: TagBook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slice 0 is another one than before: what was said of it would be learned of the wrong slice."""
+    before: dict[str, StoredTag] = {"edema": False, "tumor": [[0, 1]]}
+    book.write({GOOD: before}, "ann", "manual")
+    image = read_volume(datastore.get_image_uri(GOOD))
+    write_mask(np.ones(image.array.shape, np.uint8), image, tmp_path / "label.nii.gz")
+    datastore.save_label(GOOD, str(tmp_path / "label.nii.gz"), "original", {})
+    labels = Path(datastore._datastore.label_path("original"))
+
+    # The same series once more, and one that is in the cache no longer, change nothing.
+    shutil.rmtree(Path(datastore._datastore.image_path()) / GOOD)
+    Path(datastore.get_image_uri(GOOD)).unlink()
+    assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 5)
+    assert book.store.tags(GOOD) == before and len(list(labels.iterdir())) == 1
+
+    # Nor does a fetch that breaks off.
+    grow(pacs, tmp_path / "grown")
+    datastore.archive.forget()
+    pacs.broken = {GOOD}
+    with pytest.raises(requests.HTTPError):
+        datastore.get_image_uri(GOOD)
+    assert book.store.tags(GOOD) == before and len(list(labels.iterdir())) == 1
+
+    pacs.broken = set()
+    with caplog.at_level(logging.WARNING):
+        assert load(datastore.get_image_uri(GOOD)).shape == (5, 7, 7)
+    assert f"Series {GOOD} has other slices than before" in caplog.text
+    assert book.tags(GOOD) == {"edema": None, "tumor": None}
+    assert not list(labels.iterdir()) and datastore.get_labels_by_image_id(GOOD) == {}
+    assert [event.value for event in book.store.history(GOOD, "tumor")] == [[[0, 1]], None]
+    book.write({GOOD: {"tumor": [[1, 6]]}}, "ann", "manual")
+    datastore.archive.forget()
+    datastore.get_image_uri(GOOD)
+    assert book.store.tags(GOOD)["tumor"] == [[1, 6]]
+
+
+def test_series_in_the_cache_of_a_server_that_took_no_note_of_grids(
+    datastore: PacsDatastore, pacs: DicomWeb, book: TagBook, tmp_path: Path
+) -> None:
+    book.write({GOOD: {"tumor": [[0, 1]]}}, "ann", "manual")
+    shutil.rmtree(Path(datastore._datastore.image_path()) / GRIDS)
+    grow(pacs, tmp_path / "grown")
+    datastore.archive.forget()
+    datastore.get_image_uri(GOOD)
+    assert book.store.tags(GOOD) == {"tumor": None}
+
+
+def test_removing_the_copy_of_a_series_keeps_its_tags(datastore: PacsDatastore, book: TagBook) -> None:
+    book.write({GOOD: {"tumor": [[0, 1]]}}, "ann", "manual")
+    datastore.remove_image(GOOD)
+    assert book.store.tags(GOOD) == {"tumor": [[0, 1]]}
 
 
 def test_unknown_series(datastore: PacsDatastore) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app_cdm.config import SettingsError
+from app_cdm.data.tags import TagTable
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import TooFewTagsError
 from app_cdm.training.retrain import Candidate
@@ -117,6 +118,34 @@ def test_other_patients_are_another_run(options: AppOptions, book: TagBook, monk
         with pytest.raises(KeyboardInterrupt):
             WeakLabel(options, book, str)({"minutes": 1}, book.images._datastore)  # type: ignore[attr-defined]
     assert folders[0] == folders[1] != folders[2]
+
+
+def tag_enough(book: TagBook, images: int = 5) -> None:
+    """Four patients or more, half of them with all classes."""
+    tags: dict[str, Any] = {f"case{number}": dict.fromkeys(CLASS_NAMES, number % 2 == 0) for number in range(images)}
+    book.write(tags, "ann", "manual")
+
+
+def test_series_that_has_grown_is_not_learned_from_with_the_tags_it_had(
+    options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tags go while its file is made."""
+    tag_enough(book, 4)
+    seen: list[TagTable] = []
+
+    def find(image: str) -> str:
+        if image == "case0":
+            book.forget("case0", "ann")
+        return str(book.images._datastore.get_image_uri(image))  # type: ignore[attr-defined]
+
+    def stopped(*arguments: Any) -> Candidate:
+        seen.append(arguments[1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weak_label, "retrain", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        WeakLabel(options, book, find)({"minutes": 1}, None)
+    assert set(seen[0].tags) == {"case1", "case2", "case3"}
 
 
 def test_training_opens_images_and_no_label(options: AppOptions, book: TagBook, tmp_path: Path) -> None:
