@@ -64,7 +64,9 @@ def known_session(app: MONAILabelApp, name: str) -> None:
 
 
 def add_image(app: MONAILabelApp, arguments: Arguments) -> None:
-    """A new image: a safe id, a readable kind of file."""
+    """A new image: a safe id, a readable kind of file; not where images are the series of a PACS, which an upload would stand in for."""
+    if isinstance(app.datastore(), DICOMWebDatastore):
+        raise UnusableRequestError("the images of this server are the series of its DICOMweb server: store it in the PACS")
     stem = check_upload(arguments["file"], STORED_SUFFIXES)
     arguments["image"] = arguments["image"] or stem
     check_image_id(arguments["image"])

@@ -17,7 +17,7 @@ from lib.tags.location import tags_file
 from tests.host.answers import METHODS, ask_mask, assert_refused, nifti
 from tests.host.dicomweb_process import DicomWeb
 from tests.host.server_process import Server
-from tests.host.studies import SHAPE, write_dicom_series
+from tests.host.studies import SHAPE, head, write_dicom_series, write_nifti
 
 # ITK's binary modules warn while they load, and die if the warning is made an error.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -76,6 +76,19 @@ def test_ranges_are_checked_against_the_series(server: Server, uid: str) -> None
     assert info["tags"]["tumor"] == [[2, 5]] and info["note"] == "seen"
     for index in (server.log.parent / "host_cache").rglob("datastore_v2.json"):
         assert "tags" not in json.loads(index.read_text())["objects"][uid]["image"]["info"]
+
+
+def test_image_is_not_uploaded_over_a_series(server: Server, uid: str, tmp_path: Path) -> None:
+    """The server would give out what was uploaded as the series, and learn from it."""
+    before = requests.get(f"{server.url}/datastore/image", params={"image": uid}, timeout=30).content
+    content = write_nifti(tmp_path / "other.nii.gz", head(7)).read_bytes()
+    for name in (uid, "new"):
+        upload = requests.put(
+            f"{server.url}/datastore/image", params={"image": name}, files={"file": ("other.nii.gz", content)}, timeout=30
+        )
+        assert_refused(upload, 400, "store it in the PACS")
+    assert requests.get(f"{server.url}/datastore/image", params={"image": uid}, timeout=30).content == before
+    assert requests.get(f"{server.url}/info/", timeout=30).json()["datastore"]["total"] == 2
 
 
 def test_submission_becomes_tags_and_an_empty_one_means_absent(server: Server, uid: str, pacs: DicomWeb, tmp_path: Path) -> None:
