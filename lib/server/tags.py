@@ -138,9 +138,9 @@ def book() -> TagBook:
 
 
 def known(image: str) -> str:
-    """Requires an image of the datastore."""
+    """Requires an image of the datastore; of a series that turned out to be none, tags can be seen and taken back."""
     check_image_id(image)
-    if book().images.missing([image]):
+    if book().images.missing([image], with_left_out=True):
         raise UnknownNameError("image", image, hint=LIST_IMAGES)
     return image
 

@@ -21,8 +21,8 @@ class Images(Protocol):
     def ids(self) -> set[str]:
         """Every image there is."""
 
-    def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are no images, in order."""
+    def missing(self, names: Iterable[str], with_left_out: bool = False) -> list[str]:
+        """Those of the names that are no images, in order; series that are left out pass for images where that is wanted."""
 
     def grid(self, image: str) -> Volume:
         """An image's voxel grid; voxels are not read."""
@@ -48,13 +48,20 @@ class DatastoreImages:
         """Every image of the datastore."""
         return set(self._datastore.list_images())
 
-    def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are no images, in order."""
+    def missing(self, names: Iterable[str], with_left_out: bool = False) -> list[str]:
+        """Those of the names that are no images, in order.
+
+        Args:
+            names: to be looked up.
+            with_left_out: whether series of a DICOMweb server that turned out to make no volume pass for images: tags may have been
+                given for them before, which can then be taken back.
+        """
         if isinstance(self._datastore, FolderDatastore):
             return sorted({name for name in names if not self._datastore.has_image(name)})
         missing = set(names) - self.ids()
         if isinstance(self._datastore, PacsDatastore):  # the list of a slow PACS may be old
-            missing = {name for name in missing if not self._datastore.has_image(name)}
+            passed = self._datastore.left_out if with_left_out else {}
+            missing = {name for name in missing if name not in passed and not self._datastore.has_image(name)}
         return sorted(missing)
 
     def grid(self, image: str) -> Volume:
@@ -97,7 +104,7 @@ class FolderImages:
         """Every image and series of the folder."""
         return {*self._files, *self._series}
 
-    def missing(self, names: Iterable[str]) -> list[str]:
+    def missing(self, names: Iterable[str], with_left_out: bool = False) -> list[str]:
         """Those of the names that are no images, in order."""
         return sorted(set(names) - self.ids())
 

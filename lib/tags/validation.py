@@ -35,7 +35,8 @@ def check_tags(given: object, images: Images, class_names: tuple[str, ...]) -> T
     """
     if not isinstance(given, Mapping) or not given:
         raise TagError("tags: must be an object of image -> class -> tag, with at least one image")
-    missing = set(images.missing(str(image) for image in given))
+    missing = set(images.missing(str(image) for image, by_class in given.items() if not _takes_back(by_class)))
+    missing |= set(images.missing((str(image) for image, by_class in given.items() if _takes_back(by_class)), with_left_out=True))
     problems: list[Exception] = []
     checked: TagsByImage = {}
     for image, by_class in given.items():
@@ -49,6 +50,10 @@ def check_tags(given: object, images: Images, class_names: tuple[str, ...]) -> T
         more = f"; and {len(problems) - MAX_REPORTED} more" if len(problems) > MAX_REPORTED else ""
         raise TagError(f"{len(problems)} problems, nothing stored: " + "; ".join(map(str, problems[:MAX_REPORTED])) + more)
     return checked
+
+
+def _takes_back(by_class: object) -> bool:
+    return isinstance(by_class, Mapping) and all(value is None for value in by_class.values())
 
 
 def _check_image(image: str, by_class: object, images: Images, class_names: tuple[str, ...], is_missing: bool) -> dict[str, StoredTag]:

@@ -19,6 +19,7 @@ State = Literal["running", "published", "kept back", "failed"]
 WRITE_EVERY_S = 1.0
 LOG_EVERY_S = 10.0
 PERCENT = 100
+MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TrainStatus:
         version: that was published.
         held_out: scores on held-out tags.
         held_out_before: those of the model that was in use.
+        left_out: tagged images that are not learned from, because they cannot be read, and why.
         started: seconds since 1970.
         updated: the same.
     """
@@ -48,6 +50,7 @@ class TrainStatus:
     version: str = ""
     held_out: dict[str, float] = field(default_factory=dict)
     held_out_before: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     started: float = 0.0
     updated: float = 0.0
 
@@ -73,6 +76,11 @@ class StatusWriter:
         self.status = TrainStatus("running", os.getpid(), message="reading images", started=now, updated=now)
         self._write()
 
+    def leave_out(self, images: dict[str, str]) -> None:
+        """Takes note of images that are not learned from, and why."""
+        self.status = replace(self.status, left_out=images)
+        self._write()
+
     def report(self, progress: Progress, done: float) -> None:
         """Takes the news of a training loop, named after its stage and round, and the share of the whole training that is behind."""
         if time.monotonic() - self._written_at < WRITE_EVERY_S and progress.share < 1.0:
@@ -88,6 +96,9 @@ class StatusWriter:
     def end(self, state: State, message: str, version: str = "", scores: tuple[dict[str, float], dict[str, float]] = ({}, {})) -> None:
         """The training is over."""
         found, before = ({name: value for name, value in part.items() if math.isfinite(value)} for part in scores)
+        if self.status.left_out:
+            named = "; ".join(f"{image} ({why})" for image, why in list(self.status.left_out.items())[:MAX_NAMED])
+            message += f"; {len(self.status.left_out)} tagged image(s) left out, which cannot be read: {named}"
         percent = float(PERCENT) if state != "failed" else self.status.percent
         self.status = replace(
             self.status, state=state, message=message, version=version, percent=percent, held_out=found, held_out_before=before

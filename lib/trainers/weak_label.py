@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
@@ -20,6 +21,7 @@ from monailabel.utils.async_tasks.utils import tasks as host_tasks
 
 from app_cdm.config import SettingsError
 from app_cdm.data.tags import TagTable
+from app_cdm.data.volume import VolumeError
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import TooFewTagsError, missing_tags
 from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
@@ -28,6 +30,7 @@ from app_cdm.training.stage import FIRST_STAGES
 from lib.busy import BusyError
 from lib.models import class_names_of, model_folder
 from lib.options import AppOptions
+from lib.server.errors import explain
 from lib.tags.book import TagBook
 from lib.trainers.request import TrainRequest, option_table, read_train_request
 from lib.trainers.status import PERCENT, StatusWriter, TrainStatus, read_status
@@ -91,6 +94,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             "version": status.version,
             "held_out": status.held_out,
             "held_out_before": status.held_out_before,
+            "left_out": status.left_out,
             "start_ts": int(status.started),
         }
 
@@ -134,6 +138,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         Raises:
             BusyError: another process trains the same model.
             TooFewTagsError, SettingsError, VolumeError: see `retrain`.
+            requests.RequestException: the DICOMweb server does not answer.
         """
         wanted = read_train_request(request)
         settings = TrainSettings(seed=wanted.seed)
@@ -143,12 +148,12 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             try:
                 return self._train(wanted, settings, writer)
             except Exception as error:
-                writer.end("failed", f"{type(error).__name__}: {error}")
+                writer.end("failed", _reason(error))
                 raise
 
     def _train(self, wanted: TrainRequest, settings: TrainSettings, writer: StatusWriter) -> dict[str, Any]:
         versions, in_use = self.versions, model_folder(self._options)
-        paths, tags = self._learned_from()
+        paths, tags = self._learned_from(writer)
         base = CDMPipeline.from_pretrained(in_use).model_version if in_use is not None and wanted.settings.start == "published" else ""
         identity = json.dumps(
             [tags.digest(), sorted(tags.patients.items()), wanted.settings.to_dict(), settings.to_dict(), base], sort_keys=True
@@ -172,11 +177,29 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
         logger.info("%s", writer.status.message)
         return self.stats()
 
-    def _learned_from(self) -> tuple[dict[str, Path], TagTable]:
-        """Files of the tagged images, and their tags: read when the files are there, as a series that grew has lost its own by then."""
-        paths = {image: Path(self._find_image(image)) for image in self._tags.table().tags}
+    def _learned_from(self, writer: StatusWriter) -> tuple[dict[str, Path], TagTable]:
+        """Files of the tagged images, and their tags: read when the files are there, as a series that grew has lost its own by then.
+
+        Series of which no image can be made are left out: absent or present somewhere can be said of a series that nobody has opened yet.
+
+        Raises:
+            TooFewTagsError: without them there is too little to learn from.
+            requests.RequestException: the DICOMweb server does not answer; which series are readable is not known.
+        """
+        paths, left_out = dict[str, Path](), dict[str, str]()
+        for image in self._tags.table().tags:
+            try:
+                paths[image] = Path(self._find_image(image))
+            except VolumeError as error:
+                logger.warning("Image %s is not learned from: %s", image, error)
+                left_out[image] = str(error)
         tags = self._tags.table()
-        return paths, tags.subset([image for image in tags.tags if image in paths])
+        tags = tags.subset([image for image in tags.tags if image in paths])
+        if left_out:
+            writer.leave_out(left_out)
+            if lacking := missing_tags(tags):
+                raise TooFewTagsError("too few tags to learn from: " + "; ".join(lacking))
+        return paths, tags
 
     def _where(self) -> str:
         status = self.status()
@@ -212,6 +235,13 @@ def served_versions(options: AppOptions) -> ModelVersions:
         return ModelVersions(options.model_dir, options.model or UNNAMED)
     inside = folder.parent != options.model_dir  # a trained version lies in a folder named after the model
     return ModelVersions(options.model_dir, folder.parent.name if inside else folder.name)
+
+
+def _reason(error: Exception) -> str:
+    """Why a training failed, for the user."""
+    if isinstance(error, requests.RequestException):
+        return f"{explain(error)}; no tag is lost: train again once it does"
+    return f"{type(error).__name__}: {error}"
 
 
 def _compared(candidate: Candidate) -> str:

@@ -127,3 +127,20 @@ def test_mask_is_returned_as_dicom_seg(server: Server, uid: str, method: str) ->
     pixels = seg.pixel_array.reshape(len(numbers), -1).sum(axis=1)
     for number in (1, 2):
         assert sum(count for count, of in zip(pixels, numbers, strict=True) if of == number) == np.count_nonzero(mask == number)
+
+
+def test_tag_of_a_series_that_cannot_be_read_is_taken_back(server: Server, uid: str, pacs: DicomWeb) -> None:
+    """Last in this file: one of the series loses a slice."""
+    other = next(str(item.SeriesInstanceUID) for item in pacs.instances if item.Modality == "MR" and item.SeriesInstanceUID != uid)
+    for value in (True, False):
+        requests.put(f"{server.url}/tags/{other}", json={"tags": {"tumor": value}}, timeout=30).raise_for_status()
+    pacs.instances.remove(pacs.of_series(other)[3])
+    image = f"{server.url}/datastore/image"
+    assert_refused(requests.get(image, params={"image": other}, timeout=30), 422, "a slice is missing")
+    assert other in requests.get(f"{server.url}/info/", timeout=30).json()["datastore"]["left_out"]
+    assert_refused(requests.put(f"{server.url}/tags/{other}", json={"tags": {"tumor": True}}, timeout=30), 404, other)
+    assert tags(server, other) == {"edema": None, "tumor": False}
+    assert requests.post(f"{server.url}/tags/{other}/undo", timeout=30).json()["tags"]["tumor"] is True
+    cleared = requests.put(f"{server.url}/tags/{other}?class=tumor", json={"value": None}, timeout=30)
+    assert cleared.status_code == 200 and tags(server, other) == {"edema": None, "tumor": None}
+    assert_refused(requests.put(f"{server.url}/tags/1.2.3?class=tumor", json={"value": None}, timeout=30), 404, "1.2.3")

@@ -209,6 +209,22 @@ def test_removing_the_copy_of_a_series_keeps_its_tags(datastore: PacsDatastore, 
     assert book.store.tags(GOOD) == {"tumor": [[0, 1]]}
 
 
+def test_tag_of_a_series_that_is_left_out_can_be_taken_back(datastore: PacsDatastore, book: TagBook) -> None:
+    """Absent can be said of a series that nobody has opened yet."""
+    book.write({GAP: {"tumor": False, "edema": True}}, "ann", "manual")
+    with pytest.raises(VolumeError):
+        datastore.get_image_uri(GAP)
+    for tags in ({"tumor": True}, {"tumor": None, "edema": False}):
+        with pytest.raises(UnknownNameError, match=GAP):
+            book.write({GAP: tags}, "ann", "manual")
+    assert book.images.missing([GAP, "9.9.9"]) == [GAP, "9.9.9"]
+    assert book.images.missing([GAP, "9.9.9"], with_left_out=True) == ["9.9.9"]
+    book.write({GAP: {"tumor": None}, GOOD: {"tumor": True}}, "ann", "manual")
+    assert book.store.tags(GAP) == {"edema": True, "tumor": None}
+    with pytest.raises(UnknownNameError, match=r"9\.9\.9"):
+        book.write({"9.9.9": {"tumor": None}}, "ann", "manual")
+
+
 def test_unknown_series(datastore: PacsDatastore) -> None:
     with pytest.raises(UnknownNameError, match="image"):
         datastore.get_image_uri("9.9.9")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from app_cdm.config import SettingsError
 from app_cdm.data.tags import TagTable
+from app_cdm.data.volume import VolumeError
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.held_out import TooFewTagsError
 from app_cdm.training.retrain import Candidate
@@ -124,6 +126,66 @@ def tag_enough(book: TagBook, images: int = 5) -> None:
     """Four patients or more, half of them with all classes."""
     tags: dict[str, Any] = {f"case{number}": dict.fromkeys(CLASS_NAMES, number % 2 == 0) for number in range(images)}
     book.write(tags, "ann", "manual")
+
+
+def finder(book: TagBook, failing: dict[str, Exception]) -> Callable[[str], str]:
+    """Gives the files of images but those for which an error is named."""
+
+    def find(image: str) -> str:
+        if image in failing:
+            raise failing[image]
+        return str(book.images._datastore.get_image_uri(image))  # type: ignore[attr-defined]
+
+    return find
+
+
+def test_image_that_cannot_be_read_is_left_out_and_named(
+    options: AppOptions, book: TagBook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A series of a PACS can be tagged absent before anybody has opened it: it must not keep all others from being learned from."""
+    write_nifti(tmp_path / "studies" / "case4.nii.gz", head(4))
+    book.images._datastore.rescan()  # type: ignore[attr-defined]
+    tag_enough(book)
+    learned: list[set[str]] = []
+    found = Candidate(save_tiny_model(tmp_path / "candidate", seed=1), {"gate/tumor": 0.8, "mean": 0.8}, None)
+
+    def learn(paths: dict[str, Path], tags: TagTable, *_: Any) -> Candidate:
+        learned.append(set(paths))
+        assert set(tags.tags) == set(paths)
+        return found
+
+    monkeypatch.setattr(weak_label, "retrain", learn)
+    trainer = WeakLabel(options, book, finder(book, {"case0": VolumeError("case0: a slice is missing")}))
+    stats = trainer({"minutes": 1}, None)
+    assert learned == [{"case1", "case2", "case3", "case4"}]
+    assert stats["state"] == "published" and stats["left_out"] == {"case0": "case0: a slice is missing"}
+    assert "1 tagged image(s) left out, which cannot be read: case0 (case0: a slice is missing)" in stats["message"]
+    assert "case0 is not learned from" in caplog.text
+    assert book.store.tags("case0") == dict.fromkeys(CLASS_NAMES, True), "what was said of it stays"
+
+    # Too few are left.
+    broken = {f"case{number}": VolumeError("a slice is missing") for number in range(2)}
+    trainer = WeakLabel(options, book, finder(book, dict(broken)))
+    with pytest.raises(TooFewTagsError, match=r"1 more patient\(s\)"):
+        trainer({"minutes": 1}, None)
+    assert len(learned) == 1
+    assert trainer.stats()["state"] == "failed" and "case0 (a slice is missing); case1 (a slice is missing)" in trainer.stats()["message"]
+
+
+def test_pacs_that_does_not_answer_ends_the_training_and_nothing_is_lost(
+    options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag_enough(book, 4)
+    trainer = WeakLabel(options, book, finder(book, {"case1": requests.HTTPError("500 Server Error")}))
+    monkeypatch.setattr(weak_label, "retrain", lambda *_: pytest.fail("it cannot be known what is readable"))
+    run = trainer.folder / "run_0123456789ab"
+    run.mkdir(parents=True)
+    before = book.store.known()
+    with pytest.raises(requests.HTTPError):
+        trainer({"minutes": 1}, None)
+    assert trainer.stats()["state"] == "failed" and trainer.stats()["left_out"] == {}
+    assert "the DICOMweb server does not answer as expected: 500 Server Error; no tag is lost" in trainer.stats()["message"]
+    assert run.is_dir() and book.store.known() == before
 
 
 def test_series_that_has_grown_is_not_learned_from_with_the_tags_it_had(
