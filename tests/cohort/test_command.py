@@ -27,7 +27,7 @@ from tests.launchers import ACCELERATE
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
+LIMIT_S = 240
 
 
 def rows(output: Path) -> list[dict[str, str]]:
