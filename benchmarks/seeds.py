@@ -1,7 +1,7 @@
 """The final rows with other seeds: `python -m benchmarks.seeds --data <folder> --scorer <score_rest.py>`.
 
-Decoder and student are trained anew, as `make train` does it, on the classifier and diffusion model that ship, and scored over REST. The
-model that ships is seed 0. A training that was interrupted is resumed, and what is scored stays.
+Decoder and student are trained anew, as `make train` does it, on the classifier and diffusion model that ship, and scored over REST. A
+training that was interrupted is resumed, and what is scored stays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
         "--synthetic", type=Path, default=ROOT / "runs" / "synthetic", help="studies of demo.study, as `make train` makes them"
     )
     parser.add_argument("--scorer", type=Path, required=True, help="score_rest.py")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--run", type=Path, default=runs_of_model() / "seeds", help="folder for models and results as JSON")
     options = parser.parse_args()
     for seed in options.seeds:
@@ -66,25 +66,36 @@ def tagged(source: Path) -> list[str]:
 
 
 def seed_table(shipped: Path, run: Path) -> list[str]:
-    """Markdown lines: a row a task and seed, and mean and standard deviation over the seeds; none where nothing has been run.
+    """Markdown lines: a row a task and training, and mean and standard deviation over them; none where nothing has been run.
 
     Args:
-        shipped: folder with the results of the model that ships, which is seed 0.
-        run: folder of the other seeds.
+        shipped: folder with the results of the model that ships.
+        run: folder of the trainings with several seeds.
     """
-    folders = {0: shipped, **{int(path.name.removeprefix("seed_")): path for path in sorted(run.glob("seed_*"))}}
+    folders = {"that ships": shipped, **{path.name.removeprefix("seed_"): path for path in sorted(run.glob("seed_*"))}}
     lines = []
     for key in KEYS:
         scored = {seed: folder / f"rest_{key}.json" for seed, folder in folders.items() if (folder / f"rest_{key}.json").exists()}
         found = {seed: json.loads(path.read_text())["summary"] for seed, path in scored.items()}
         if len(found) < 2:
             continue
-        lines += [f"| `{key}` | {seed} | " + " | ".join(f"{s[name]:.3f}" for name in FIGURES) + " |" for seed, s in found.items()]
+        for seed, s in found.items():
+            area, f1 = _held_out(MODEL if folders[seed] == shipped else folders[seed] / "models" / MODEL.name)
+            lines.append(f"| `{key}` | {seed} | {area:.4f} | {f1:.3f} | " + " | ".join(f"{s[name]:.3f}" for name in FIGURES) + " |")
         columns = [[s[name] for s in found.values()] for name in FIGURES]
         spread = [f"{statistics.mean(column):.3f} ± {statistics.stdev(column):.3f}" for column in columns]
-        lines.append(f"| `{key}` | **mean ± standard deviation** | " + " | ".join(spread) + " |")
-    heading = ["| task | seed | " + " | ".join(FIGURES.values()) + " |", "|---|---|" + "---|" * len(FIGURES)]
+        lines.append(f"| `{key}` | **mean ± standard deviation** | | | " + " | ".join(spread) + " |")
+    heading = [
+        "| task | seed | held-out tags: AUC | F1 | " + " | ".join(FIGURES.values()) + " |",
+        "|---|---|---|---|" + "---|" * len(FIGURES),
+    ]
     return [*heading, *lines] if lines else []
+
+
+def _held_out(model: Path) -> tuple[float, float]:
+    """How well a model's gate tells held-out slices apart: AUC, and F1 at its threshold, as `calibrate` has recorded them."""
+    chosen = json.loads((model / "model_index.json").read_text())["training"]["calibration"]
+    return max(chosen["gate_smoothing_mm"]["slice_auc"].values()), chosen["gate_threshold"]["slice_f1"]
 
 
 if __name__ == "__main__":
