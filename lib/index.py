@@ -25,8 +25,7 @@ from watchdog.events import FileSystemEvent
 from app_cdm.data.grid import Volume
 from app_cdm.data.writing import write_atomically
 from lib.grids import KnownGrids
-from lib.results.errors import NoSpaceError
-from lib.results.store import NO_SPACE
+from lib.results.errors import NO_SPACE, NoSpaceError
 from lib.server.checks import STORED_SUFFIXES
 
 logger = logging.getLogger(__name__)

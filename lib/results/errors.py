@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit of the shell answer
+
 
 class ResultConflictError(Exception):
     """The result exists, but what is asked contradicts it; the message says why and what to do."""

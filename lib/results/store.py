@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ import torch
 from app_cdm.data.slices import SliceGeometry
 from app_cdm.data.volume import Volume, write_mask
 from app_cdm.data.writing import write_atomically
-from lib.results.errors import NoSpaceError
+from lib.results.errors import NO_SPACE, NoSpaceError
 from lib.results.record import ID, Result, Source, from_json, to_json
 from lib.server.errors import UnknownNameError
 
@@ -30,7 +29,6 @@ MAX_RESULTS = 200
 MAX_BYTES = 2 << 30
 RECORD, DECISION, MASK, MAPS = "result.json", "decision.json", "mask.nii.gz", "maps.npz"
 UNFINISHED = ".new-"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ResultStore:

@@ -6,7 +6,6 @@ Entries are never changed or removed; the tag in force is the newest entry of an
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sqlite3
@@ -18,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.results.errors import NoSpaceError
+from lib.results.errors import NO_SPACE, NoSpaceError
 from lib.tags.current import CurrentTags
 from lib.tags.record import Provenance, StoredTag, TagEvent, TagsByImage, encode
 from lib.tags.schema import COLUMNS, create_schema
@@ -27,7 +26,6 @@ T = TypeVar("T")
 
 BUSY_S = 60.0
 PROBE_BYTES = 1 << 16
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NothingToUndoError(Exception):
