@@ -240,8 +240,8 @@ def _seeds(options: argparse.Namespace) -> list[str]:
         return []
     return [
         "Decoder and student trained anew with other seeds on the classifier and diffusion model that ship; `lgg` test over REST. Those "
-        "that ship, 1 and 2 learned before the refinement kept small targets (CHANGELOG), 0 after it; all are scored with it. Held-out "
-        "tags decide which ships, by the rule of the trainer: another one only where its gate tells them apart no worse.",
+        "that ship are of earlier code (model card). Held-out tags decide which ships, by the rule of the trainer: another one only where "
+        "its gate tells them apart no worse.",
         "",
         *table,
     ]

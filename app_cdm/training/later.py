@@ -44,10 +44,10 @@ def train_later_stages(pipeline: CDMPipeline, data: TaggedSlices, plan: RunPlan)
         data = data.beside_empty_slices()
     saliency = thorough(pipeline.settings_for("cdm_saliency").saliency)
     base = pipeline.with_networks(pixel_decoder=None, student=None)
-    seen = stage_id(data.image_ids, data.states.tolist(), settings.preprocess.to_dict())
+    tag_states = stage_id(data.image_ids, data.states.tolist())
 
     def stage(name: str, *depends: object) -> Stage:
-        identity = stage_id(base.model_version, seen, *depends)
+        identity = stage_id(base.model_version, tag_states, *depends)
         watch = plan.watches.get(name, Watch())
         return Stage(plan.folder / f"{name}_{identity[:8]}", identity, settings.seed, plan.device, plan.progress, watch, plan.team)
 

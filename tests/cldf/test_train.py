@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app_cdm.cldf.seeds import SeedSettings
+from app_cdm.cldf.seeds import BACKGROUND, FOREGROUND, IGNORED, SeedSettings
 from app_cdm.cldf.settings import CLDFSettings
 from app_cdm.cldf.train import DecoderTraining, Teacher, find_votes, in_blocks
 from app_cdm.cldf.votes import SLICES_PER_CALL
@@ -100,6 +100,22 @@ def test_what_is_taught_does_not_depend_on_the_blocks(tmp_path: Path, num_slices
     sizes = [stop - start for start, stop in zip(starts, [*starts[1:], len(index)], strict=True)]
     assert max(sizes) < SLICES_PER_CALL + max(volumes.count(volume) for volume in volumes)
     assert 1 < len(sizes) <= len(index) / 10
+
+
+def test_a_slice_on_which_the_teacher_sees_nothing_has_no_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tagged present, so it is no background either."""
+    data, model = two_volumes(), tiny_saliency_model()
+    votes = find_votes(model, data, SALIENCY, stage_in(tmp_path / "votes"))
+    settings = CLDFSettings(FEATURES, LOOSE, hidden_channels=16, embedding_dim=4, num_background=2, optimizer=SHORT)
+    training = DecoderTraining(model, data, votes, SALIENCY, settings, TINY, stage_in(tmp_path / "cldf"))
+    training.learn()
+    taught = torch.full((len(votes[0].index), 16, 16), 0.1)
+    taught[1:, 4:8, 4:8] = 0.9
+    monkeypatch.setattr(Teacher, "taught", lambda *_: taught)
+    seeds = training._seeds(0, None)
+    training.close()
+    assert (seeds[0] == IGNORED).all()
+    assert (seeds[1:, 4:8, 4:8] == FOREGROUND).all() and (seeds[1:, 9:] == BACKGROUND).all()
 
 
 def test_finished_rounds_are_read_without_features_and_those_of_another_run_refused(

@@ -108,6 +108,17 @@ def test_student_without_a_decoder_and_stages_without_a_model_are_refused(run_fo
     assert not list((tmp_path / "run").glob("votes_*")), "said before maps are made"
 
 
+def test_maps_are_made_again_where_slices_are_cut_in_another_way(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
+    model, given = CDMPipeline.from_pretrained(run_folder / "model"), settings()
+    for lower_percentile in (given.preprocess.lower_percentile, 20.0):
+        preprocess = given.preprocess.replace(lower_percentile=lower_percentile)
+        cut = model.with_networks(dataclasses.replace(model.description, preprocess=preprocess))
+        cut.save_pretrained(tmp_path / "model")
+        otherwise = dataclasses.replace(given, preprocess=preprocess)
+        train([folder], otherwise, tmp_path / "run", progress=False, initial_model=tmp_path / "model", stages=("cldf",))
+    assert len(list((tmp_path / "run").glob("votes_*"))) == 2
+
+
 def test_networks_that_stay_are_not_shown_slices_cut_otherwise(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
     given = settings()
     otherwise = dataclasses.replace(given, preprocess=given.preprocess.replace(lower_percentile=20.0))

@@ -35,7 +35,7 @@ from app_cdm.training.held_out import (
     with_mean,
 )
 from app_cdm.training.optimization import OptimizerSettings
-from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
+from app_cdm.training.retrain import Candidate, RetrainSettings, _cut_for, retrain
 from app_cdm.training.settings import TrainSettings
 from tests.training.synthetic import tiny_settings, write_blob_study
 
@@ -183,6 +183,21 @@ def test_gate_is_judged_as_it_works_smoothed_in_millimetres(
         scores += slice_scores(pipeline.gate_logits(stack)[:, 0], 5.0, 6.0).tolist()
     expected = tag_auc(scores, (data.states[:, 0] == 1).tolist())
     assert held_out_scores(smoothed, data)["gate/tumor"] == pytest.approx(expected)
+
+
+def test_the_model_in_use_is_judged_on_slices_cut_as_it_has_learned_them(
+    candidate: tuple[Candidate, Path, TagTable, dict[str, Path], list[str]],
+) -> None:
+    found, _, tags, paths, _ = candidate
+    judged = split_patients(tags, RetrainSettings().held_out_share)[1]
+    pipeline = CDMPipeline.from_pretrained(found.folder)
+    given = load_held_out(paths, judged, settings().preprocess)
+    assert _cut_for(pipeline, settings(), given, paths, judged) is given
+    preprocess = settings().preprocess.replace(lower_percentile=20.0)
+    other = pipeline.with_networks(dataclasses.replace(pipeline.description, preprocess=preprocess))
+    cut = _cut_for(other, settings(), given, paths, judged)
+    assert not torch.equal(cut.slices, given.slices)
+    assert torch.equal(cut.slices, load_held_out(paths, judged, preprocess).slices)
 
 
 def test_budget_in_minutes_ends_every_stage_and_fine_tuning_starts_from_the_model_in_use(
