@@ -95,6 +95,10 @@ class ModelStore:
         held = self._loaded.get(device)
         if held is not None and self._loading.locked():
             return held[1]  # nobody waits for weights that are just being read
+        return self._newest(device)
+
+    def _newest(self, device: str) -> CDMPipeline:
+        """See `pipeline`; waits for weights that are just being read."""
         with self._loading:
             folder = self.folder()
             if folder is None:
@@ -127,6 +131,8 @@ class ModelStore:
             MethodMissingError: the model has not been trained for the method.
         """
         pipeline = self.pipeline(requested_device)
+        if method not in pipeline.methods:
+            pipeline = self._newest(self.device(requested_device))  # it may be what the weights that are being read bring
         if method not in pipeline.methods:
             raise MethodMissingError(
                 f"{method!r} is not offered: the model in service (version {pipeline.model_version}) has been trained for "

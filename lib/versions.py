@@ -87,8 +87,9 @@ class ModelVersions:
         Raises:
             OSError: the disk is full or not writable; the version in service stays.
         """
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{model_version}"
         self.root.mkdir(parents=True, exist_ok=True)
+        while (self.root / (name := f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{model_version}")).exists():
+            time.sleep(0.05)  # the same weights once more within one second: versions are told apart by their names
         self._forget_unfinished()
         temporary = self.root / f".{name}.{os.getpid()}"
         try:

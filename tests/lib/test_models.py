@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,16 @@ import pytest
 import torch
 
 from lib import models
-from lib.models import ModelMissingError, ModelStore
+from lib.models import MethodMissingError, ModelMissingError, ModelStore
 from lib.options import AppOptions
 
 
 class Loaded:
     """Stands for a pipeline: the text of the weights file it was made of."""
 
-    methods = ("cdm_saliency",)
-
     def __init__(self, model_version: str) -> None:
         self.model_version = model_version
+        self.methods = ("student", "cdm_saliency") if "student" in model_version else ("cdm_saliency",)
 
     def to(self, device: str) -> Loaded:
         return self
@@ -109,6 +110,30 @@ def test_weights_that_vanish_while_they_are_looked_at_are_not_missed(folder: Fol
         patch.setattr(Path, "rglob", vanishing)
         assert folder.answers() == "first" and folder.store.methods() == ("cdm_saliency",)
     assert folder.loads == 0 and folder.answers() == "second weights"
+
+
+def test_a_method_that_weights_being_read_bring_is_waited_for(folder: Folder) -> None:
+    """Viewers would else be told of a method, because it is in the new index, and that it is not offered."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reading.set()
+        assert go_on.wait(30)
+
+    folder.publish("third, with a student")
+    folder.meanwhile = wait
+    with ThreadPoolExecutor(2) as pool:
+        loading = pool.submit(folder.answers)
+        assert reading.wait(30)
+        assert folder.answers() == "first", "what the weights in service can do does not wait"
+        asked = pool.submit(folder.store.pipeline_for, "student", "cpu")
+        with pytest.raises(TimeoutError):
+            asked.result(0.2)
+        go_on.set()
+        assert asked.result(30).model_version == loading.result(30) == "third, with a student"
+    with pytest.raises(MethodMissingError, match="'cldf' is not offered"):
+        folder.store.pipeline_for("cldf", "cpu")
+    assert folder.loads == 1
 
 
 def test_without_weights_in_service_a_broken_model_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

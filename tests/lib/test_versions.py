@@ -43,6 +43,13 @@ def test_a_published_version_is_in_service_and_the_original_stays(versions: Mode
     assert versions.history()[1]["parent"] == "abc"
 
 
+def test_the_same_weights_twice_within_a_second_are_two_versions(versions: ModelVersions, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "a")
+    names = [versions.publish(source, hash_of(1)) for _ in range(3)]
+    assert versions.names() == [ORIGINAL, *names] and len(set(names)) == 3
+    assert versions.current() == names[-1]
+
+
 def test_rollback_goes_back_and_forth(versions: ModelVersions, tmp_path: Path) -> None:
     first = versions.publish(write_model(tmp_path / "a"), hash_of(1))
     assert versions.previous() == ORIGINAL
