@@ -9,8 +9,9 @@ MODEL =
 MODALITY =
 DICOMWEB_USER =
 ONCE =
+ARGS =
 STEPS = 1250
-DATA = ../shared/data
+DATA = $(or $(APP_CDM_DATA),../shared/data)
 SCORER = ../shared/tools/score_rest.py
 
 IS_311 = import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))
@@ -33,15 +34,16 @@ help:
 	@echo 'make demo [ONCE=1] [PORT=8000] server on a synthetic study, masks checked, figure in demo/; ONCE=1 stops after it'
 	@echo 'make pacs-demo [PORT=8000]      Orthanc with demo studies, the server on it, the address of OHIF (needs orthanc orthanc-dicomweb)'
 	@echo 'make serve STUDIES=<folder or DICOMweb URL> [PORT=8000] [HOST=127.0.0.1] [MODEL=<name>] [DEVICE=auto|cpu|cuda]'
+	@echo "                               [ARGS='...'] further options of python -m lib.serve, such as --classes"
 	@echo '  of a DICOMweb server also     [MODALITY=all|MR,CT] [DICOMWEB_USER=<name>], the password in MONAI_LABEL_DICOMWEB_PASSWORD'
 	@echo 'make test                      all tests; those with a PACS and a browser are skipped where Orthanc or Chromium is missing'
 	@echo 'make test-e2e                  the tests with a real PACS and a real browser alone; screenshots in build/e2e/'
 	@echo 'make test-faults               kills server and trainer fifty times at random moments'
 	@echo 'make train [DATA=<folder>]     retrains the model that ships, about an hour and a half on two cores; resumes where it was stopped'
-	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md'
-	@echo 'make benchmark-loop [STEPS=1250] learning curve: tags over REST, trains, scores; ten hours on two cores, resumes where it was stopped'
-	@echo 'make benchmark-active          Next Sample by doubt against random order, simulated on tags; a quarter of an hour on one core'
-	@echo 'make benchmark-speed           what inference, training and cohorts cost, as ratios; writes docs/performance.md'
+	@echo 'make benchmark [DATA=] [SCORER=] scores the server and writes docs/benchmark.md; benchmarks/README.md says what both must be'
+	@echo 'make benchmark-loop [DATA=] [SCORER=] [STEPS=1250] learning curve: tags over REST, trains, scores; ten hours on two cores, resumes where it was stopped'
+	@echo 'make benchmark-active [DATA=]  Next Sample by doubt against random order, simulated on tags; a quarter of an hour on one core'
+	@echo 'make benchmark-speed [DATA=]   what inference, training and cohorts cost, as ratios; writes docs/performance.md'
 	@echo 'make check                     format, lint, types, import directions'
 	@echo 'make format                    applies the format'
 	@echo 'make vendor                    fetches the viewer of the tagging page from npm again, and checks it'
@@ -56,7 +58,7 @@ $(STAMP):
 	@if test -x .venv/bin/python && ! .venv/bin/python -c '$(IS_311)' 2>/dev/null; then \
 	  echo '.venv holds another Python than 3.11: remove it (rm -r .venv) and run make again.' >&2; exit 1; fi
 	@test -x .venv/bin/python || { echo 'Making .venv ...'; "$(PYTHON)" -m venv .venv; }
-	@echo 'Installing the pinned packages (about 2.5 GB, some minutes the first time) ...'
+	@echo 'Installing the pinned packages (about 2.6 GB, some minutes the first time; several more with a GPU build of torch) ...'
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-deps -r requirements-nodeps.txt
 	@rm -f .venv/.setup-* && touch $@
@@ -79,7 +81,7 @@ serve: setup
 	@test -n $(call quote,$(STUDIES)) || { echo 'Say what to serve: make serve STUDIES=<folder or DICOMweb URL>' >&2; exit 2; }
 	@$(RUN) -m lib.serve --studies $(call quote,$(STUDIES)) --host $(call quote,$(HOST)) --port $(call quote,$(PORT)) \
 	  --device $(call quote,$(DEVICE)) $(if $(MODEL),--model $(call quote,$(MODEL))) \
-	  $(if $(MODALITY),--modality $(call quote,$(MODALITY))) $(if $(DICOMWEB_USER),--dicomweb-user $(call quote,$(DICOMWEB_USER)))
+	  $(if $(MODALITY),--modality $(call quote,$(MODALITY))) $(if $(DICOMWEB_USER),--dicomweb-user $(call quote,$(DICOMWEB_USER))) $(ARGS)
 
 LGG = --images "$(DATA)/lgg/images" --tags "$(DATA)/lgg/slices.csv" --pattern '{image}_flair.nii.gz' --classes tumor=has_lesion
 

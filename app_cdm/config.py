@@ -200,7 +200,7 @@ class MaskSettings(Settings):
     """How saliency and slice scores become a mask.
 
     Attributes:
-        gate: `auto` lets the classifier decide which slices hold a class, `off` segments every slice.
+        gate: `auto` lets student (where there is one) and classifier decide which slices hold a class, `off` segments every slice.
         gate_threshold: probability from which a slice counts as positive.
         gate_smoothing_mm: standard deviation of the smoothing of slice scores along the slicing axis, in mm; 0 is none.
         saliency_smoothing_mm: the same for the saliency maps of neighbouring positive slices.

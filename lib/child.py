@@ -27,7 +27,7 @@ def announce_server() -> None:
 def end_with_server() -> None:
     """Has Linux kill this process when the server that started it ends; does nothing where no server did.
 
-    A training loses what it did since its last checkpoint by that, a minute at most; the next Train resumes it.
+    A training loses what it did since its last checkpoint by that, 45 seconds at most; the next Train resumes it.
 
     Raises:
         SystemExit: the server has ended already.

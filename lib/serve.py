@@ -22,9 +22,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m lib.serve", description="Label server for 3D Slicer and OHIF; research use only.")
     parser.add_argument("--studies", required=True, help="folder of images and DICOM series, or the URL of a DICOMweb server")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; others than this machine reach 0.0.0.0 (default: %(default)s)"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument("--model", help="name of the model folder to serve (default: the first by name)")
     parser.add_argument("--model-dir", type=Path, default=APP_DIR / "model", help="folder of published models (default: model/)")
@@ -33,10 +31,12 @@ def argument_parser() -> argparse.ArgumentParser:
         "--cache-dir",
         type=Path,
         default=DEFAULT_CACHE_DIR,
-        help="for series of a DICOMweb server and files derived from DICOM (default: %(default)s)",
+        help="for what is derived from the studies; of a DICOMweb server also its series and tags (default: %(default)s)",
     )
     parser.add_argument("--classes", default="", help="classes that can be tagged, comma separated (default: those of the model)")
-    parser.add_argument("--tags-file", type=Path, help="where tags are kept (default: with the studies, in .app_cdm/)")
+    parser.add_argument(
+        "--tags-file", type=Path, help="where tags are kept (default: with the studies in .app_cdm/; of a DICOMweb server in --cache-dir)"
+    )
     parser.add_argument("--upload-limit-mb", type=int, default=1024, help="largest request body, in MiB (default: %(default)s)")
     parser.add_argument("--allow-origin", action="append", default=[], help="web origin that may call the server (repeat for several)")
     pacs = parser.add_argument_group("DICOMweb server as studies")

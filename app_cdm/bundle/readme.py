@@ -35,11 +35,11 @@ configuration: read both before running a bundle from somebody you do not know.
 
 ## What differs from the app that trained it
 
-- No slice gate: the app asks a classifier which slices hold a class and leaves the others empty. Here every slice is segmented, so expect
+- No slice gate: the app decides first which slices hold a class and leaves the others empty. Here every slice is segmented, so expect
   false positives on slices without the target.
-- No least peak: the app scales slices that the classifier lets through until they hold a mask.
+- No least peak: the app scales slices that its gate lets through until they hold a mask.
 - No refinement by the image, and components smaller than {min_component} pixels of the network stay.
-- Where classes overlap the more probable one wins in each voxel; in the app the one that the classifier scores higher in the volume.
+- Where classes overlap the more probable one wins in each voxel; in the app the one with the higher score in the volume.
 - NIfTI with one 3D volume alone. Where spacing and sform of a header disagree, MONAI's reader takes the qform, and the mask has that one.
 """
 

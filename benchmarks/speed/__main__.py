@@ -30,9 +30,9 @@ PARTS = {
 }
 INTRODUCTION = """# Performance
 
-Written by `make benchmark-speed`; a part is measured again with `--fresh PART`. Ratios are of things measured side by side, in turns, in
-one run; seconds are of the machine that each part names. What only a GPU does, such as going on with smaller batches when its memory runs
-out, is tested on the CPU and not measured. Research use only, not a medical device."""
+Written by `make benchmark-speed`; a part is measured again with `python -m benchmarks.speed --data <folder> --fresh PART`. Ratios are
+of things measured side by side, in turns, in one run; seconds are of the machine that each part names. What only a GPU does, such as going
+on with smaller batches when its memory runs out, is tested on the CPU and not measured. Research use only, not a medical device."""
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ BATCH_IMAGES = 32
 
 
 def find_doubts(pipeline: CDMPipeline, classifier: NoiseConditionalClassifier, volume: Volume) -> Doubts:
-    """Doubt of each class of a model in one image; one classifier call for every sixteen slices.
+    """Doubt of each class of a model in one image; one classifier call for every 32 slices.
 
     Args:
         pipeline: how volumes become slices and log-odds scores; its gate's smoothing.

@@ -39,9 +39,11 @@ def start_all_training(app: MONAILabelApp, arguments: dict[str, Any]) -> dict[st
 
 def _start(app: MONAILabelApp, requests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     # What else viewers send is not for the host, which would take some of it for the environment of the process.
+    ignored = {model: sorted(set(options) - set(OPTIONS) - {"model"}) for model, options in requests.items()}
     requests = {model: {name: options[name] for name in OPTIONS if name in options} for model, options in requests.items()}
     with STARTING:
         for model, options in requests.items():
             app._trainers[model].check(options)
         # Queued, because the host's own refusal would say less. A copy: a reply must not meet a dictionary that grows.
-        return {model: dict(train.run_model(model, options, enqueue=True)) for model, options in requests.items()}
+        tasks = {model: dict(train.run_model(model, options, enqueue=True)) for model, options in requests.items()}
+    return {model: task | ({"ignored_params": ignored[model]} if ignored[model] else {}) for model, task in tasks.items()}
