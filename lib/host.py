@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,10 +32,14 @@ def serve(options: argparse.Namespace, conf: Mapping[str, str]) -> None:
     """
     prepare_host(options)
     host = Main()
-    try:
-        host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
-    finally:
-        stop_trainings()
+    # A folder of its own, which nobody else on the machine can look into, for uploads and what the host forgets.
+    with tempfile.TemporaryDirectory(prefix="app_cdm-") as own:
+        tempfile.tempdir = own
+        try:
+            host.action_start_server(host.args_parser().parse_args(host_arguments(options, conf)))
+        finally:
+            tempfile.tempdir = None
+            stop_trainings()
 
 
 def prepare_host(options: argparse.Namespace) -> None:
@@ -52,6 +57,7 @@ def prepare_host(options: argparse.Namespace) -> None:
             os.environ[name] = str(value)
     os.environ.setdefault("MONAI_LABEL_RELOAD_APP_LIB", "false")  # this package is imported already
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH")]))
+    options.cache_dir.expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
     # The host looks before it makes them, and fails where two servers start at the same moment.
     for name in ("logs", "bin", "model"):
         (APP_DIR / name).mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ from watchdog.events import FileSystemEvent
 from app_cdm.data.grid import Volume
 from app_cdm.data.writing import write_atomically
 from lib.grids import KnownGrids
-from lib.results.errors import NO_SPACE, NoSpaceError
+from lib.results.errors import DISK_IS_FULL, NO_SPACE, NoSpaceError
 from lib.server.checks import STORED_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def enough_space() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise NoSpaceError("the server's disk is full: make room and try again") from error
+            raise NoSpaceError(DISK_IS_FULL) from error
         raise
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +16,6 @@ Device = Literal["auto", "cuda", "cpu"]
 APP_DIR = Path(__file__).resolve().parent.parent
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "app_cdm"
 CLASS_NAME = r"\w[\w .-]{0,63}"
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class OptionError(ValueError):
@@ -60,6 +61,9 @@ class AppOptions:
             raise OptionError(f"waiting_requests = {self.waiting_requests}: must be at least 1")
         if self.model is not None and (Path(self.model).name != self.model or self.model.startswith(".")):
             raise OptionError(f"models = {self.model!r}: must be the name of a folder in {self.model_dir}, not a path")
+        for origin in self.allow_origins:
+            if not re.fullmatch(r"https?://[^/?#*\s]+", origin):
+                raise OptionError(f"allow_origins = {origin!r}: must be an origin such as https://labels.example.org")
         if list(self.classes) != sorted(set(self.classes)) or not all(re.fullmatch(CLASS_NAME, name) for name in self.classes):
             raise OptionError(f"classes = {self.classes}: must be distinct names of up to 64 letters, digits, spaces, '.', '_' and '-'")
 
@@ -71,7 +75,7 @@ class AppOptions:
     @property
     def is_loopback(self) -> bool:
         """Whether the server is known to listen on this machine only."""
-        return self.host in LOOPBACK_HOSTS
+        return self.host is not None and is_loopback(self.host)
 
     @classmethod
     def from_conf(cls, app_dir: str | Path, conf: dict[str, str] | None) -> AppOptions:
@@ -99,6 +103,16 @@ class AppOptions:
             tags_file=Path(conf["tags_file"]) if "tags_file" in conf else None,
             modalities=_modalities(conf.get("modality", ALL)),
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))).is_loopback
+    except (OSError, ValueError):
+        return False
 
 
 def _integer(name: str, conf: dict[str, str], default: int) -> int:

@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argument_parser()
     options = parser.parse_args(arguments)
+    if not options.host.strip():
+        parser.error("--host '': must be an address of this machine, such as 127.0.0.1; an empty one would mean all of them")
     conf = app_conf(options)
     try:
         AppOptions.from_conf(APP_DIR, conf)

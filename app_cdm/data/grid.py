@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MIN_SPACING_MM = 1e-6
 MAX_VOXELS = 2**30  # 4 GiB as float32; a small compressed file may claim any number
 MIN_RELATIVE_DETERMINANT = 1e-4
+OF_THE_FILE = (errno.EINVAL, errno.EOVERFLOW)  # a place in the file that cannot be
 
 
 class VolumeError(ValueError):
@@ -124,14 +126,15 @@ def _check_affine(affine: np.ndarray, path: Path) -> None:
 def reading(path: Path, what: str) -> Iterator[None]:
     """Turns whatever a third-party reader raises on a broken file into a `VolumeError`.
 
-    Errors of the operating system (missing file, no permission, disk failure) pass unchanged.
+    Errors of the operating system (missing file, no permission, disk failure) pass unchanged, but for those that come of where a
+    header says that voxels lie.
     """
     try:
         yield
     except (VolumeError, FileNotFoundError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, *OF_THE_FILE):
             raise
         raise VolumeError(f"{path.name}: cannot be read as {what} ({_first_words(error, path)}): check or export the file again") from error
 

@@ -63,7 +63,7 @@ def _read_grid(path: Path, size: int, modified: int) -> Volume:
     if name.endswith(nrrd.SUFFIXES):
         return _empty(*_nrrd_grid(path), "nrrd", path)
     if name.endswith(picture.SUFFIXES):
-        with reading(path, "PNG or JPEG"), Image.open(path) as opened:
+        with reading(path, "PNG or JPEG"), Image.open(path, formats=picture.FORMATS) as opened:
             return _empty((*opened.size, 1), LPS_FROM_RAS, "image", path)
     raise VolumeError(f"{path.name}: unknown image format: send NIfTI, NRRD, PNG or JPEG")
 

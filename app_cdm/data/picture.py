@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app_cdm.data.grid import LPS_FROM_RAS, Volume, checked_volume, reading
+from app_cdm.data.grid import LPS_FROM_RAS, Volume, VolumeError, checked_volume, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")  # whatever a file is called: Pillow would hand PostScript to another program
 GREY_MODES = ("L", "F", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -22,9 +23,11 @@ def read_picture(path: Path) -> Volume:
 
     Raises:
         FileNotFoundError: there is no such file.
-        VolumeError: the file is broken.
+        VolumeError: the file is broken, of another kind, or moves.
     """
-    with reading(path, "PNG or JPEG"), Image.open(path) as picture:
+    with reading(path, "PNG or JPEG"), Image.open(path, formats=FORMATS) as picture:
+        if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
+            raise VolumeError(f"{path.name}: several pictures in one file: send each as a file of its own")
         array = np.asarray(luminance(picture)).T
     return checked_volume(array, LPS_FROM_RAS, "image", path)
 

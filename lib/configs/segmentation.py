@@ -168,7 +168,7 @@ def _read(name: str, value: Any, settings: type[Any]) -> Any:
 def _read_number(name: str, value: Any, kind: type[Any]) -> Any:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise SettingsError(f"{name} = {value!r}: must be a {'whole ' if kind is int else ''}number")
@@ -196,7 +196,7 @@ def _read_label_prompt(value: Any, labels: dict[str, int]) -> tuple[str, ...] | 
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise SettingsError(f"label_prompt = {value!r}: must be a list of label numbers, of {labels}") from error
     if value is None or value == []:
         return None

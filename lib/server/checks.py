@@ -91,6 +91,10 @@ def parse_json(text: str) -> Any:
         check_json_value(value)
     except RecursionError as error:
         raise UnusableRequestError("JSON is nested too deeply") from error
+    except (json.JSONDecodeError, UnusableRequestError):
+        raise
+    except ValueError as error:
+        raise UnusableRequestError(f"JSON holds a number that is too long ({error})") from error
     return value
 
 

@@ -19,7 +19,7 @@ from app_cdm.data.volume import VolumeError
 from app_cdm.training.held_out import TooFewTagsError
 from lib.busy import BusyError
 from lib.models import ModelMissingError
-from lib.results.errors import NoSpaceError, ResultConflictError
+from lib.results.errors import DISK_IS_FULL, NO_SPACE, NoSpaceError, ResultConflictError
 from lib.tags.store import NothingToUndoError
 from lib.versions import VersionError
 
@@ -77,14 +77,23 @@ def add_error_handlers(app: FastAPI) -> None:
     """Makes every error a JSON object with a `detail`."""
     for kind in STATUS_OF:
         app.add_exception_handler(kind, answer_error)
+    app.add_exception_handler(OSError, answer_os_error)
     app.add_exception_handler(Exception, answer_fault)
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answers an error whose message is meant for the caller."""
     status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
-    logger.warning("%s %s: %d %s", request.method, request.url.path, status, explain(error))
+    logger.warning("%s %r: %d %s", request.method, request.url.path, status, explain(error))
     return JSONResponse({"detail": explain(error)}, status_code=status)
+
+
+async def answer_os_error(request: Request, error: Exception) -> JSONResponse:
+    """Answers a full disk as such; what else the operating system says was expected by nobody."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return await answer_error(request, NoSpaceError(DISK_IS_FULL))
+    logger.error("%s %r", request.method, request.url.path, exc_info=error)
+    return await answer_fault(request, error)
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:

@@ -20,7 +20,7 @@ from lib.results.make import make_result
 from lib.results.store import ResultStore
 from lib.segmentations import CODES_FILE
 from lib.server.rules import RULES
-from lib.server.tags import parse_object, read_body
+from lib.server.tags import parse_object
 from lib.server.users import user_of
 
 READER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
@@ -31,8 +31,8 @@ NIFTI, DICOM = "application/gzip", "application/dicom"
 
 async def params_body(request: Request) -> dict[str, Any]:
     """The request's body: a JSON object, or nothing."""
-    body = await read_body(request)
-    return parse_object(body) if body.strip() else {}
+    body = await request.body()
+    return await anyio.to_thread.run_sync(parse_object, body) if body.strip() else {}
 
 
 PARAMS = Depends(params_body)

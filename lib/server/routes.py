@@ -11,8 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import anyio.to_thread
+from fastapi import Depends, Request
 from fastapi.background import BackgroundTasks
 from fastapi.encoders import jsonable_encoder
+from fastapi.params import Form
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from monailabel.config import settings
@@ -26,6 +28,7 @@ from lib.plain import plain
 from lib.server.batch import start_batch, stop_batch
 from lib.server.checks import check_json_value
 from lib.server.dataset import download_dataset
+from lib.server.errors import UnusableRequestError
 from lib.server.infer import run_inference
 from lib.server.rules import RULES
 from lib.server.scoring import start_all_scoring, start_scoring, stop_scoring
@@ -41,6 +44,8 @@ STOCK_MODULES = (activelearning, batch_infer, datastore, infer, info, logs, mode
 LONG_ROUTES = frozenset(
     {"infer.api_run_inference", "batch_infer.api_run", "train.api_run", "train.api_run_model", "scoring.api_run", "scoring.api_run_method"}
 )
+
+MAX_TRIES = 20
 
 # Arguments that become paths or keys; a route that takes one must have a rule.
 TAKES_NAMES = frozenset({"image", "id", "label", "tag", "model", "strategy", "method", "session_id", "file", "files"})
@@ -96,10 +101,26 @@ def checked_route(module: ModuleType, route: APIRoute, turns: anyio.CapacityLimi
         call = functools.partial(answer, key, route.endpoint, arguments)
         return await anyio.to_thread.run_sync(call, limiter=limiter)
 
+    is_form = any(isinstance(field.field_info, Form) for field in route.dependant.body_params)
     # Left out of the schema because the original, behind it, describes the same route.
     return APIRoute(
-        f"{settings.MONAI_LABEL_API_STR}{route.path}", endpoint, methods=route.methods, name=route.name, include_in_schema=False
+        f"{settings.MONAI_LABEL_API_STR}{route.path}",
+        endpoint,
+        methods=route.methods,
+        name=route.name,
+        include_in_schema=False,
+        dependencies=[Depends(refuse_json)] if is_form else None,
     )
+
+
+def refuse_json(request: Request) -> None:
+    """A body of JSON where a form is read would be passed over without a word.
+
+    Raises:
+        UnusableRequestError: there is one.
+    """
+    if "json" in request.headers.get("content-type", "").lower():
+        raise UnusableRequestError(f"{request.method} {request.url.path} reads a form, not JSON: send its fields as multipart/form-data")
 
 
 def answer(key: str, endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Response:
@@ -126,8 +147,18 @@ def as_response(key: str, result: Any) -> Response:
         # Slicer takes a top-level "config" for a server too old to talk to.
         result = {name: value for name, value in plain(result).items() if name != "config"}
     if key != "datastore.api_datastore":  # which is plain, and as long as there are images
-        result = jsonable_encoder(result)
+        result = _encoded(result)
     return JSONResponse(result)
+
+
+def _encoded(result: Any) -> Any:
+    """Plain values of a result; the lines of a task that runs may grow meanwhile, which is not worth an error."""
+    for _ in range(MAX_TRIES):
+        try:
+            return jsonable_encoder(result)
+        except RuntimeError:
+            logger.debug("what is told of a running task changed while it was read")
+    return jsonable_encoder(result)
 
 
 def reload() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from app_cdm.data.volume import VolumeError
+from lib.infers.batch import STOP_KEY
 from lib.server.checks import (
     LABEL_SUFFIXES,
     STORED_SUFFIXES,
@@ -27,6 +30,8 @@ from lib.tags.submission import TAGS, Submission, acting_user, submission
 
 Arguments = dict[str, Any]
 Rule = Callable[[MONAILabelApp, Arguments], None]
+
+MAX_LOG_LINES = 100_000
 
 
 def known_image(app: MONAILabelApp, name: str) -> None:
@@ -164,7 +169,10 @@ def batch(app: MONAILabelApp, arguments: Arguments) -> None:
     # The stock default is an enumeration member, whose text is not the tag.
     params["label_tag"] = str(getattr(params.get("label_tag"), "value", params.get("label_tag") or DefaultLabelTag.ORIGINAL.value))
     check_tag(params["label_tag"])
-    app._infers[arguments["model"]].check(params)
+    limit = params.get("max_batch_size") or 0
+    if not str(limit).isdecimal():
+        raise UnusableRequestError(f"max_batch_size {limit!r}: must be a whole number of images, or 0 for all")
+    app._infers[arguments["model"]].check({name: value for name, value in params.items() if name != STOP_KEY})
 
 
 def train(app: MONAILabelApp, arguments: Arguments) -> None:
@@ -209,8 +217,10 @@ def all_scoring(app: MONAILabelApp, arguments: Arguments) -> None:
 
 
 def strategy(app: MONAILabelApp, arguments: Arguments) -> None:
-    """A known strategy."""
+    """A known strategy, which the body does not replace."""
     known_task("strategy", arguments["strategy"], app._strategies)
+    if "strategy" in (arguments["params"] or {}):
+        raise UnusableRequestError("params must not hold 'strategy': name it in the URL")
 
 
 def session(app: MONAILabelApp, arguments: Arguments) -> None:
@@ -229,6 +239,23 @@ def new_session(app: MONAILabelApp, arguments: Arguments) -> None:
         raise UnusableRequestError("uncompress is not offered: send the image, or every file of one DICOM series, as it is")
     for upload in arguments["files"]:
         check_upload(upload, UPLOAD_SUFFIXES)
+    # Slices of several folders may have one name, of which the host would keep the last.
+    times = Counter(upload.filename for upload in arguments["files"])
+    for number, upload in enumerate(arguments["files"]):
+        if times[upload.filename] > 1:
+            upload.filename = f"{number:06d}_{upload.filename}"
+
+
+def log_lines(app: MONAILabelApp, arguments: Arguments) -> None:
+    """Some lines of the log."""
+    if not 1 <= arguments["lines"] <= MAX_LOG_LINES:
+        raise UnusableRequestError(f"lines {arguments['lines']}: must be in [1, {MAX_LOG_LINES}]")
+
+
+def gpu(app: MONAILabelApp, arguments: Arguments) -> None:
+    """The GPU's state, by the tool that comes with its driver."""
+    if shutil.which("nvidia-smi") is None:
+        raise UnknownNameError("tool", "nvidia-smi", hint="this server has no NVIDIA GPU")
 
 
 def model_file(app: MONAILabelApp, arguments: Arguments) -> None:
@@ -265,6 +292,8 @@ RULES: dict[str, Rule] = {
     "scoring.api_run": all_scoring,
     "scoring.api_run_method": scoring,
     "activelearning.api_sample": strategy,
+    "logs.api_get_logs": log_lines,
+    "logs.gpu_info": gpu,
     "session.api_get_session": any_session,
     "session.api_remove_session": session,
     "session.api_create_session": new_session,

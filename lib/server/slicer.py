@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from monailabel.endpoints import session, train
 from monailabel.interfaces.app import MONAILabelApp
 
-from lib.server.errors import UnknownNameError
+from lib.server.errors import UnknownNameError, UnusableRequestError
 
 
 def describe_session(app: MONAILabelApp, arguments: dict[str, Any]) -> Any:
@@ -21,6 +22,10 @@ def describe_session(app: MONAILabelApp, arguments: dict[str, Any]) -> Any:
         if arguments["image"]:
             raise UnknownNameError("session", arguments["session_id"], hint="it has expired or never was; create one with PUT /session/")
         return {}
+    if sessions is not None and arguments["image"]:
+        found = sessions.get_session(arguments["session_id"], update_ts=False)
+        if Path(found.image).is_dir():
+            raise UnusableRequestError(f"session {arguments['session_id']} has several files, not one that could be sent: leave image out")
     return session.get_session(arguments["session_id"], arguments["update_ts"], arguments["image"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse
 from monailabel.config import settings
@@ -19,7 +20,7 @@ from lib.tags.book import TagBook
 from lib.tags.tables import ImportOptions, export_csv, export_json, import_table
 from lib.tags.validation import check_class
 
-MAX_BODY_BYTES = 32 << 20
+MAX_TABLE_BYTES = 32 << 20
 
 READER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
@@ -29,18 +30,8 @@ router = APIRouter(prefix=f"{settings.MONAI_LABEL_API_STR}/tags", tags=["Tags"])
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The request's body, which must be a JSON object."""
-    return parse_object(await read_body(request))
-
-
-async def read_body(request: Request) -> bytes:
-    """The request's body, of bounded length."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise UnusableRequestError(f"request body above {MAX_BODY_BYTES >> 20} MiB: send fewer images at once")
-    return bytes(body)
+    """The request's body, which must be a JSON object; parsed beside the event loop, for which a long one would take too long."""
+    return await anyio.to_thread.run_sync(parse_object, await request.body())
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -86,8 +77,8 @@ def import_(
     login: User = ANNOTATOR,
 ) -> dict[str, Any]:
     """Stores the tags of a CSV or JSON table: all or none."""
-    if (file.size or 0) > MAX_BODY_BYTES:
-        raise UnusableRequestError(f"table above {MAX_BODY_BYTES >> 20} MiB: send it in parts")
+    if (file.size or 0) > MAX_TABLE_BYTES:
+        raise UnusableRequestError(f"table above {MAX_TABLE_BYTES >> 20} MiB: send it in parts")
     chosen = ImportOptions(user_of(login, user), split, id_suffix, check_json_object("columns", columns), dry_run, exclude or None)
     return import_table(book(), file.filename or "", file.file.read(), chosen)
 

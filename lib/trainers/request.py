@@ -79,7 +79,7 @@ def read_train_request(request: dict[str, Any]) -> TrainRequest:
 def _number(name: str, value: Any) -> float:
     try:
         return float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SettingsError(f"{name} = {value!r}: must be a number") from None
 
 

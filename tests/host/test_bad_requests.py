@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from tests.host.answers import MODEL, assert_refused
 from tests.host.server_process import Server
@@ -81,6 +83,8 @@ def test_unknown_kind_of_file_is_refused(url: str) -> None:
         ("GET", "/model/nope", 404, "model"),
         ("DELETE", f"/model/{MODEL}", 400, "folder"),
         ("GET", "/proxy/dicom/studies", 404, "DICOMweb"),
+        ("GET", "/logs/?lines=99999999999999999999", 400, "lines"),
+        ("GET", "/logs/?lines=-1", 400, "lines"),
     ],
 )
 def test_unknown_names(url: str, method: str, path: str, status: int, word: str) -> None:
@@ -117,6 +121,91 @@ def test_whole_characters_and_finite_numbers_are_stored(url: str) -> None:
 
 def test_batch_with_bad_options_does_not_start(url: str) -> None:
     assert_refused(requests.post(f"{url}/batch/infer/{MODEL}", json={"mode": "magic"}, timeout=10), 400, "mode")
+
+
+@pytest.mark.parametrize("size", [-1, "many", [1], 1.5])
+@pytest.mark.parametrize("query", ["", "?run_sync=true"])
+def test_batch_of_no_number_of_images_does_not_start(url: str, size: object, query: str) -> None:
+    reply = requests.post(f"{url}/batch/infer/{MODEL}{query}", json={"max_batch_size": size}, timeout=10)
+    assert_refused(reply, 400, "max_batch_size")
+
+
+LONG, HUGE = "9" * 5000, "9" * 400
+
+
+def test_numbers_that_python_does_not_read_are_refused(url: str) -> None:
+    text = f'{{"value": {LONG}}}'
+    assert_refused(requests.put(f"{url}/tags/case0", data=text, timeout=10), 400, "too long")
+    assert_refused(requests.post(f"{url}/tags/bulk", data=text, timeout=10), 400, "too long")
+    assert_refused(requests.post(f"{url}/results/{MODEL}?image=case0", data=text, timeout=10), 400, "too long")
+    assert_refused(requests.post(f"{url}/infer/{MODEL}?image=case0", data={"params": text}, timeout=10), 400, "too long")
+    assert_refused(requests.put(f"{url}/datastore/image/info?image=case0", data={"info": text}, timeout=10), 400, "too long")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fixed_threshold", HUGE),
+        ("noise_levels", f"[{HUGE}]"),
+        ("label_prompt", f'"{"[" * 100_000}"'),
+        ("label_prompt", f'"[{LONG}]"'),
+    ],
+)
+def test_parameters_beyond_all_numbers_are_refused(url: str, name: str, value: str) -> None:
+    text = f'{{"{name}": {value}}}'
+    assert_refused(requests.post(f"{url}/infer/{MODEL}?image=case0", data={"params": text}, timeout=10), 400, name)
+
+
+@pytest.mark.parametrize("name", ["minutes", "seed", "epochs"])
+@pytest.mark.parametrize("route", ["train/weak_label", "train/"])
+def test_options_of_training_beyond_all_numbers_are_refused(url: str, name: str, route: str) -> None:
+    assert_refused(requests.post(f"{url}/{route}", data=f'{{"{name}": {HUGE}}}', headers=JSON, timeout=10), 400, name)
+
+
+def test_a_strategy_is_named_in_the_url_alone(url: str) -> None:
+    for value in (["x"], "first"):
+        assert_refused(requests.post(f"{url}/activelearning/next", json={"strategy": value}, timeout=10), 400, "strategy")
+
+
+def test_json_where_a_form_is_read_is_refused(url: str) -> None:
+    options = {"fixed_threshold": 0.9}
+    assert_refused(requests.post(f"{url}/infer/{MODEL}?image=case0", json=options, timeout=10), 400, "form")
+    assert_refused(requests.put(f"{url}/datastore/image/info?image=case0", json={"note": 1}, timeout=10), 400, "form")
+
+
+def test_what_is_no_picture_is_not_given_to_other_programs(url: str, tmp_path: Path) -> None:
+    """Pillow would have Ghostscript run PostScript, and take one picture of many."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    pages = [Image.new("L", (8, 8), value) for value in (10, 200)]
+    pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "moving.png", save_all=True, append_images=pages[1:])
+    for content, said in (
+        (postscript, "PNG or JPEG"),
+        ((tmp_path / "pages.tiff").read_bytes(), "PNG or JPEG"),
+        ((tmp_path / "moving.png").read_bytes(), "several"),
+    ):
+        files = {"file": ("picture.png", content)}
+        assert_refused(requests.post(f"{url}/infer/{MODEL}", files=files, timeout=30), 422, said)
+        assert_refused(requests.put(f"{url}/datastore/image?image=drawn", files=files, timeout=30), 422, said)
+        label = {"label": ("picture.png", content)}
+        assert_refused(requests.put(f"{url}/datastore/label?image=case2&tag=drawn", files=label, timeout=30), 422, said)
+
+
+def test_voxels_that_begin_beyond_all_files_are_refused(url: str, tmp_path: Path) -> None:
+    content = bytearray(write_nifti(tmp_path / "volume.nii", head()).read_bytes())
+    content[108:112] = struct.pack("<f", 1e18)
+    reply = requests.post(f"{url}/infer/{MODEL}", files={"file": ("volume.nii", bytes(content))}, timeout=30)
+    assert_refused(reply, 422, "NIfTI")
+
+
+def test_files_of_one_name_in_a_session_are_all_kept(url: str, server: Server) -> None:
+    files = sorted((server.studies / "patient" / "flair").iterdir())
+    session = requests.put(f"{url}/session/", files=[("files", (f"{file.stem}/IM.1.dcm", file.read_bytes())) for file in files], timeout=30)
+    name = session.json()["session_id"]
+    reply = requests.post(f"{url}/infer/{MODEL}", params={"session_id": name, "output": "json"}, timeout=60)
+    assert reply.status_code == 200, reply.text
+    assert len(reply.json()["slice_scores"]["tumor"]) == len(files) > 1
+    assert_refused(requests.get(f"{url}/session/{name}?image=true", timeout=10), 400, "several files")
 
 
 def test_errors_leave_no_uploads_in_the_log_as_tracebacks(server: Server) -> None:

@@ -124,6 +124,25 @@ def test_foreign_host_names_are_refused_on_loopback(url: str) -> None:
     assert_refused(requests.get(f"{url}/info/", headers={"Host": "evil.example"}, timeout=5), 403, "evil.example")
 
 
+@pytest.mark.parametrize("headers", [{"Host": "["}, {"Host": "[::1"}, {"Host": "127.0.0.1.evil.example"}, {"Origin": "http://["}])
+def test_addresses_that_are_none_are_refused(url: str, headers: dict[str, str]) -> None:
+    assert_refused(requests.post(f"{url}/activelearning/first", headers=headers, timeout=5), 403)
+
+
+def test_foreign_pages_may_link_but_not_embed(url: str) -> None:
+    embedded = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    for path in ("datastore/image?image=case0", "datastore/dataset"):
+        assert_refused(requests.get(f"{url}/{path}", headers=embedded, timeout=5), 403, "embed")
+    followed = embedded | {"Sec-Fetch-Mode": "navigate"}
+    assert requests.get(f"{url}/tagging/", headers=followed, timeout=5).status_code == 200
+    assert requests.get(f"{url}/datastore/image?image=case0", headers={"Sec-Fetch-Site": "same-origin"}, timeout=5).status_code == 200
+
+
+def test_others_on_this_machine_see_no_uploads(server: Server) -> None:
+    (own,) = server.temporary.glob("app_cdm-*")
+    assert own.stat().st_mode & 0o077 == 0
+
+
 def test_listens_on_loopback_only(server: Server) -> None:
     hexadecimal = f"{server.port:04X}"
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]

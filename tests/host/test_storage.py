@@ -91,7 +91,7 @@ def test_another_image_under_an_id_inherits_neither_labels_nor_tags(server: Serv
 def test_a_download_of_the_dataset_leaves_nothing(server: Server, tmp_path: Path) -> None:
     put_label(server, "case", make_label(server, tmp_path)).raise_for_status()
     assert server.leftovers() == []
-    before = set(server.temporary.iterdir())
+    before = set(server.temporary.rglob("*"))
     response = requests.get(f"{server.url}/datastore/dataset", timeout=30)
     assert response.status_code == 200 and int(response.headers["Content-Length"]) == len(response.content)
     assert response.headers["Content-Disposition"] == 'attachment; filename="dataset.zip"'
@@ -100,7 +100,7 @@ def test_a_download_of_the_dataset_leaves_nothing(server: Server, tmp_path: Path
         assert set(archive.namelist()) >= {"image/case.nii.gz", "label/case.nrrd", "metadata.json"}
         assert archive.read("image/case.nii.gz") == (server.studies / "case.nii.gz").read_bytes()
         assert json.loads(archive.read("metadata.json"))["objects"]["case"]["labels"].keys() == {"final"}
-    assert set(server.temporary.iterdir()) == before
+    assert set(server.temporary.rglob("*")) == before
 
 
 def test_a_full_disk_is_said_and_keeps_the_label_before(server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from lib.options import is_loopback
+from lib.server import limits
 from lib.server.limits import UploadLimit
 
 FREE = 1000
@@ -64,3 +66,23 @@ def test_what_is_too_large_is_so_whatever_the_room() -> None:
     for kind in (FORM, JSON):
         status, detail, seen = put(4 * FREE + 1, kind)
         assert (status, seen) == (413, []) and "--upload-limit-mb" in detail
+
+
+def test_json_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes many times its length while it is parsed."""
+    monkeypatch.setattr(limits, "MAX_JSON_BYTES", FREE)
+    assert put(FREE, JSON)[0] == 200
+    status, detail, seen = put(FREE + 1, JSON)
+    assert (status, seen) == (413, []) and "in parts" in detail
+    assert put(FREE // 2, FORM)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "is_this_machine"),
+    [
+        *((name, True) for name in ("127.0.0.1", "127.0.0.2", "127.1", "::1", "localhost", "LOCALHOST")),
+        *((name, False) for name in ("", "0.0.0.0", "::", "192.168.0.1", "labels.example.org", "127.0.0.1.example.org")),
+    ],
+)
+def test_which_addresses_are_this_machine(host: str, is_this_machine: bool) -> None:
+    assert is_loopback(host) is is_this_machine

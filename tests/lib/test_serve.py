@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (["--studies", "absent"], "no such folder"),
         (["--studies", ".", "--device", "tpu"], "device"),
+        (["--studies", ".", "--host", ""], "--host"),
+        (["--studies", ".", "--allow-origin", "*"], "allow_origins"),
+        (["--studies", ".", "--allow-origin", "null"], "allow_origins"),
         (["--studies", ".", "--classes", "a/b"], "classes"),
         (["--studies", "http://reader:secret@127.0.0.1:8042/dicom-web"], "no name and password in the URL"),
     ],
