@@ -16,6 +16,7 @@ from demo.figure import draw_figure
 from demo.report import MIN_MEAN_DICE, Score, failures, score
 from demo.server import LabelServer, ServerError, find_free_port, is_port_free
 from demo.study import DICOM_CASE, make_demo_study
+from demo.workspace import DEFAULT, WorkspaceError
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_PORT = 8000
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.")
         return 130
-    except (ServerError, ReplyError) as error:
+    except (ServerError, ReplyError, WorkspaceError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return 2
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help=f"port on 127.0.0.1 (default {DEFAULT_PORT}; with --once any free one)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the networks run")
     parser.add_argument("--model-dir", type=Path, help="folder of models to serve (default: model/)")
-    parser.add_argument("--workspace", type=Path, default=FOLDER / "workspace", help="folder for study, truth and log")
+    parser.add_argument("--workspace", type=Path, default=DEFAULT, help="folder for study, truth and log")
     parser.add_argument("--figure", type=Path, default=FOLDER / "figure.png", help="figure to write")
     return parser
 

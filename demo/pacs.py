@@ -20,8 +20,9 @@ from demo.orthanc import Orthanc, OrthancError, find_orthanc
 from demo.report import failures, score
 from demo.server import LabelServer, ServerError, find_free_port, is_port_free
 from demo.study import DEMO_CASES, DICOM_CASE
+from demo.workspace import DEFAULT, WorkspaceError, check_workspace, mark_workspace
 
-WORKSPACE = Path(__file__).resolve().parent / "workspace" / "pacs"
+WORKSPACE = DEFAULT / "pacs"
 DEFAULT_PORT = 8000
 # Where Debian's own Orthanc service listens once the package is installed; the next free port is taken.
 ORTHANC_PORT = 8042
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.")
         return 130
-    except (OrthancError, ServerError, ReplyError) as error:
+    except (OrthancError, ServerError, ReplyError, WorkspaceError) as error:
         print(f"The PACS demo cannot run: {error}", file=sys.stderr)
         return 2
 
@@ -88,6 +89,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run(options: Options) -> int:
     find_orthanc()
+    check_workspace(options.workspace)
     print("Making the demo studies (synthetic, no patient data) ...", flush=True)
     cases = [make_case(spec) for spec in CASES[: options.cases]]
     with _pacs(options.workspace, cases) as pacs, _server(options, pacs) as server:
@@ -101,6 +103,7 @@ def _run(options: Options) -> int:
 def _pacs(workspace: Path, cases: list[Case]) -> Iterator[Orthanc]:
     """Orthanc with the cases, and nothing of an earlier run."""
     shutil.rmtree(workspace, ignore_errors=True)
+    mark_workspace(workspace)
     print("Starting Orthanc ...", flush=True)
     with Orthanc(workspace / "orthanc", find_free_port(ORTHANC_PORT)) as pacs:
         count = sum(pacs.store(write_series(case, workspace / "dicom" / case.spec.case_id)) for case in cases)

@@ -17,6 +17,7 @@ import nibabel as nib
 
 from demo.cases import Case, CaseSpec, draw_spec, make_case
 from demo.dicom import write_series
+from demo.workspace import check_workspace, mark_workspace
 
 DEMO_CASES = (
     CaseSpec("flair_01", seed=11, radius_mm=24.0, side=1, slice_mm=6.0),
@@ -35,7 +36,12 @@ def make_demo_study(workspace: Path) -> list[Case]:
 
     Returns:
         The cases, in order; the same study each time.
+
+    Raises:
+        WorkspaceError: the workspace holds files that are not the demo's.
     """
+    check_workspace(workspace)
+    mark_workspace(workspace)
     study, truth = workspace / "study", workspace / "truth"
     for folder in (study, truth):
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ from app_cdm.data.header import read_grid, read_series_grid
 from app_cdm.data.volume import DicomSeries, Volume, VolumeError, find_dicom_series, read_dicom_series, read_volume, write_map
 from lib.grids import KnownGrids
 from lib.index import FINAL, FolderIndex, one_at_a_time
+from lib.server.checks import MAX_NAME_LENGTH, is_image_id
 from lib.server.errors import UnusableRequestError
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.png", "*.jpg", "*.jpeg")
 SERIES = ".dicom-series"
 SUFFIXES = (SERIES, *(pattern.lstrip("*") for pattern in IMAGE_PATTERNS))
 MAX_TOLD = 50
+BAD_NAME = f"its name cannot be an image id: at most {MAX_NAME_LENGTH} bytes of UTF-8, no backslash or control character, no dot in front"
 
 
 class FolderDatastore(FolderIndex):
@@ -45,12 +47,15 @@ class FolderDatastore(FolderIndex):
         read_only: leave the index as it is at start.
     """
 
+    image_suffixes = SUFFIXES
+
     def __init__(self, folder: str | Path, cache_dir: Path, auto_reload: bool = True, read_only: bool = False) -> None:
         self.index_lock = threading.RLock()
         self._cache_dir = cache_dir / "dicom"
         self._converting = threading.Lock()
         self.grids = KnownGrids(self._cache_dir / "grids" / hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16])
         self._series, self.left_out = survey(Path(folder))
+        self._badly_named: dict[str, str] = {}
         super().__init__(str(folder), extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
         self.follow()
 
@@ -164,7 +169,7 @@ class FolderDatastore(FolderIndex):
     def status(self) -> dict[str, Any]:
         """Counts for `/info/`."""
         counts = {"total": len(self._datastore.objects), "completed": len(self.labelled()), "label_tags": self.label_tags()}
-        return counts | told(self.left_out)
+        return counts | told(self.left_out | self._badly_named)
 
     def _make_way(self, image_id: str) -> None:
         self.forget(image_id)
@@ -199,8 +204,13 @@ class FolderDatastore(FolderIndex):
         return id + ext
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        files: dict[str, str] = super()._list_files(path, patterns)
+        found: dict[str, str] = super()._list_files(path, patterns)
+        files = {file: name for file, name in found.items() if is_image_id(self._to_id(file)[0])}
         if path == self._datastore.image_path():
+            before = self._badly_named
+            self._badly_named = {os.fsencode(file).decode(errors="backslashreplace"): BAD_NAME for file in sorted(found.keys() - files)}
+            for file in self._badly_named.keys() - before:
+                logger.warning("File %r is left out: %s", file, BAD_NAME)
             files |= {f"{image_id}{SERIES}": f"{image_id}{SERIES}" for image_id in self._series}
         return files
 

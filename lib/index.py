@@ -26,7 +26,7 @@ from app_cdm.data.grid import Volume
 from app_cdm.data.writing import write_atomically
 from lib.grids import KnownGrids
 from lib.results.errors import DISK_IS_FULL, NO_SPACE, NoSpaceError
-from lib.server.checks import STORED_SUFFIXES
+from lib.server.checks import STORED_SUFFIXES, is_image_id
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
 
     index_lock: Any
     grids: KnownGrids
+    image_suffixes: tuple[str, ...] = STORED_SUFFIXES
     # The host makes some datastores itself and they get this class later: what follows are the values to begin with.
     _changing: str | None = None
     _lines: dict[str, str] | None = None
@@ -100,6 +101,11 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
     def label_tags(self) -> dict[str, int]:
         """Tag of labels -> how many there are; does not wait for the index."""
         return dict(self._counts()[1])
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of an image; the host adds to its `strategy`, which a request may have set to anything."""
+        info: dict[str, Any] = super().get_image_info(image_id)
+        return info if isinstance(info.get("strategy", {}), dict) else {**info, "strategy": {}}
 
     @one_at_a_time
     @enough_space()
@@ -170,7 +176,7 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
             NoSpaceError: the disk is full; the label is the one before or this one, whole.
         """
         entry = self._datastore.objects.get(image_id)
-        if entry is None:
+        if entry is None or not self._image_file(image_id, entry.image).is_file():
             raise ImageNotFoundException(f"Image {image_id} not found")
         data = self._describe(image_id, label_filename, label_info)
         target = self._label_file(image_id, label_tag, data.ext)
@@ -238,7 +244,8 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
 
     def _folders_of_labels(self) -> list[str]:
         """Tags under which labels may lie."""
-        return sorted(path.name for path in Path(self._datastore.label_path(None)).iterdir() if path.is_dir())
+        folder = Path(self._datastore.label_path(None))
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     @contextmanager
     def _change_of(self, image_id: str) -> Iterator[None]:
@@ -254,7 +261,21 @@ class FolderIndex(LocalDatastore):  # type: ignore[misc]  # monailabel ships no 
         before = self._datastore
         super()._init_from_datastore_file(throw_exception)
         if self._datastore is not before:
+            self._drop_strangers()
             self._generation += 1
+
+    def _drop_strangers(self) -> None:
+        """Drops entries that no server writes, and which could lead to files outside the studies."""
+        objects = self._datastore.objects
+        for image_id, entry in list(objects.items()):
+            if not is_image_id(image_id) or entry.image.ext.lower() not in self.image_suffixes:
+                logger.warning("The index names %r with suffix %r: passed over", image_id, entry.image.ext)
+                del objects[image_id]
+                continue
+            for tag, label in list(entry.labels.items()):
+                if not is_image_id(tag) or label.ext.lower() not in STORED_SUFFIXES:
+                    logger.warning("The index names label %r of %r with suffix %r: passed over", tag, image_id, label.ext)
+                    del entry.labels[tag]
 
     @one_at_a_time
     def _update_datastore_file(self, lock: bool = True) -> None:

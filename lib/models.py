@@ -179,7 +179,10 @@ def known_class_names(options: AppOptions) -> tuple[str, ...]:
 def class_names_of(folder: Path) -> tuple[str, ...]:
     """The classes of a model, read from its index alone; none where that cannot be read."""
     try:
-        return tuple(read_index(folder)["description"]["class_names"])
+        names = read_index(folder)["description"]["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"class_names = {names!r}: must be a list of names")
+        return tuple(names)
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("The classes of model %s cannot be read: %s", folder.name, error)
         return ()
@@ -193,7 +196,8 @@ def known_methods(folder: Path) -> tuple[Method, ...]:
         logger.warning("The methods of model %s cannot be read: %s", folder.name, error)
         index = {}
     # A component that was left out is missing, or stands there as [null, null].
-    return tuple(method for method in METHODS if method not in COMPONENT_OF or any(index.get(COMPONENT_OF[method]) or ()))
+    components = {name: any(part) for name, part in index.items() if isinstance(part, list)}
+    return tuple(method for method in METHODS if method not in COMPONENT_OF or components.get(COMPONENT_OF[method]))
 
 
 def read_index(folder: Path) -> dict[str, Any]:

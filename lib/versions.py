@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,17 @@ from typing import Any
 
 import psutil
 
+from app_cdm.data.writing import write_atomically
+
 FOLDER = ".versions"
 POINTER = "current"
 INDEX = "model_index.json"
 ORIGINAL = "original"
 VERSION_NAME = r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{12}"
 MAX_KEPT = 20
+
+# Held while a version is put in service or forgotten: none is chosen that another thread removes.
+_SWITCHING = threading.Lock()
 
 
 class VersionError(LookupError):
@@ -55,7 +61,7 @@ class ModelVersions:
         """The version in service; `original` while none was trained."""
         try:
             name = (self.root / POINTER).read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
             return ORIGINAL
         return name if self._is_complete(name) else ORIGINAL
 
@@ -101,7 +107,8 @@ class ModelVersions:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self.activate(name)
-        self._forget_oldest()
+        with _SWITCHING:
+            self._forget_oldest()
         return name
 
     def activate(self, version: str) -> None:
@@ -109,14 +116,13 @@ class ModelVersions:
 
         Raises:
             VersionError: there is no such version.
+            OSError: the disk refuses; the version in service stays.
         """
-        if version not in self.names():
-            raise VersionError(f"unknown version {version!r} of model {self.name!r}: there are {self.names()}")
-        self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self.root / f".{POINTER}.{os.getpid()}"
-        temporary.write_text(version)
-        _sync(temporary)
-        os.replace(temporary, self.root / POINTER)
+        with _SWITCHING:
+            if version not in self.names():
+                raise VersionError(f"unknown version {version!r} of model {self.name!r}: there are {self.names()}")
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.root / POINTER, version.encode())
 
     def previous(self) -> str:
         """The version before the one in service.
@@ -157,12 +163,17 @@ def trained_names(model_dir: Path) -> list[str]:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        training = json.loads((folder / INDEX).read_text()).get("training", {})
+        training = _object(_object(json.loads((folder / INDEX).read_text())).get("training"))
     except (OSError, ValueError):
         return {}
     shown = ("tag_set_sha256", "num_images", "num_present_slices", "held_out", "held_out_before", "stages", "seed")
-    parent = training.get("parent") or {}
+    parent = _object(training.get("parent"))
     return {name: training[name] for name in shown if name in training} | {"parent": parent.get("model_version")}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object as it is; anything else as an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _sync(path: Path) -> None:
@@ -181,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         versions = ModelVersions(options.model_dir, _choose_model(options.model_dir, options.model))
         if options.action == "rollback":
-            versions.activate(options.version or versions.previous())
+            versions.activate(versions.previous() if options.version is None else options.version)
     except VersionError as error:
         print(f"error: {error.args[0]}", file=sys.stderr)
         return 1

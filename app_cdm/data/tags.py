@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,9 +153,8 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
     if path.suffix == ".json":
         return _from_json(path)
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
-        reader = csv.DictReader(file)
-        fields = list(reader.fieldnames or [])
-        rows = [row for row in reader if split is None or row.get("split") == split]
+        fields, rows = _read_rows(csv.DictReader(file), path)
+    rows = [row for row in rows if split is None or row.get("split") == split]
     if exclude is not None:
         kept = [row for row in rows if not _is_excluded(row, exclude, path)]
         if len(kept) < len(rows) and "slice_index" in fields:
@@ -169,6 +169,20 @@ def read_tags(path: Path, columns: Mapping[str, str] | None = None, split: str |
     if not columns or missing:
         raise TagError(f"{path.name}: no tag column {missing or 'has_<class>'}; the columns are {fields}")
     return _from_state_rows(rows, columns)
+
+
+def _read_rows(reader: csv.DictReader[str], path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and rows of a table, each row with a cell a column; columns without a name do not count."""
+    fields = list(reader.fieldnames or [])
+    doubled = sorted(name for name, count in Counter(fields).items() if name and count > 1)
+    if doubled:
+        raise TagError(f"{path.name}, line {reader.line_num}: columns {doubled} are there twice: name each column once")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise TagError(f"{path.name}, line {reader.line_num}: has fewer or more cells than the {len(fields)} of the header")
+        rows.append(row)
+    return fields, rows
 
 
 def _is_excluded(row: Mapping[str, str], column: str, path: Path) -> bool:
@@ -253,11 +267,11 @@ def _from_state_rows(rows: list[dict[str, str]], columns: Mapping[str, str]) -> 
 
 def _count_slices(image: str, by_class: Mapping[str, Mapping[int, int]]) -> int:
     """Slices of an image of which every one has a row."""
-    indices = set(next(iter(by_class.values())))
-    missing = sorted(set(range(max(indices) + 1)) - indices)
-    if missing:
+    indices = sorted(next(iter(by_class.values())))
+    missing = next((number for number, index in enumerate(indices) if index != number), None)
+    if missing is not None:
         raise TagError(
-            f"image {image!r}: no row for slice {missing[0]} (slices count from 0): a table by slice needs all slices of an image; "
+            f"image {image!r}: no row for slice {missing} (slices count from 0): a table by slice needs all slices of an image; "
             "tag some of them by slice ranges instead"
         )
     return len(indices)

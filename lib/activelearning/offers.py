@@ -8,6 +8,8 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
+LATEST = 1e11  # no time of an offer comes after this one
+
 
 class Offers:
     """What the datastore remembers of offers, and what it has not been told yet: the host tells it after the choice.
@@ -32,5 +34,7 @@ class Offers:
 
 
 def offered_at(info: dict[str, Any]) -> float:
-    """When an image was last offered, as the host noted it, in seconds since 1970; 0 if never."""
-    return float(max((int(offer.get("ts", 0)) for offer in info.get("strategy", {}).values()), default=0))
+    """When an image was last offered, as the host noted it, in seconds since 1970; 0 if never or if that is no time."""
+    offers = info.get("strategy")
+    times = [offer.get("ts") for offer in offers.values() if isinstance(offer, dict)] if isinstance(offers, dict) else []
+    return max((float(moment) for moment in times if isinstance(moment, int | float) and 0 <= moment < LATEST), default=0.0)

@@ -7,7 +7,6 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from app_cdm.data.dicom_seg import Algorithm, Authorship
-from app_cdm.data.volume import read_volume
 from lib.results.errors import ResultConflictError
 from lib.results.images import check_unchanged
 from lib.results.record import ACCEPTED, REJECTED, Result, now
@@ -50,8 +49,8 @@ class Judge:
                 return _earlier(result, ACCEPTED)
             check_unchanged(self._datastore, result)
             mask_file = self._store.mask_file(result.id)
-            numbers = {name: value for name, value in result.labels.items() if name in self._classes(result)}
-            tags = tags_of_mask(read_volume(mask_file), self._book.images.grid(result.image), numbers)
+            numbers = {name: (value,) for name, value in result.labels.items() if name in self._classes(result)}
+            tags = tags_of_mask(self._store.read_mask_volume(result.id), self._book.images.grid(result.image), numbers)
             label = self._datastore.save_label(
                 result.image, str(mask_file), FINAL, label_info(result, user), author=authorship(result, user)
             )

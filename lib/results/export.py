@@ -14,7 +14,7 @@ from app_cdm.data.dicom_codes import read_codes
 from app_cdm.data.dicom_map import make_parametric_map
 from app_cdm.data.dicom_seg import Segments, make_segmentation
 from app_cdm.data.dicom_source import read_sources
-from app_cdm.data.volume import VolumeError, read_volume
+from app_cdm.data.volume import VolumeError
 from lib.results.decide import authorship
 from lib.results.errors import ResultConflictError
 from lib.results.images import check_unchanged, dicom_files
@@ -67,7 +67,7 @@ class DicomExport:
             raise ResultConflictError(str(error)) from error
 
     def _make(self, result: Result, files: list[Path], class_name: str | None) -> Dataset:
-        sources, mask = read_sources(files), read_volume(self._store.mask_file(result.id))
+        sources, mask = read_sources(files), self._store.read_mask_volume(result.id)
         user = result.decision["user"] if result.decision else ""
         author = authorship(result, user)
         if class_name is None:

@@ -8,16 +8,18 @@ import logging
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from app_cdm.data.slices import SliceGeometry
-from app_cdm.data.volume import Volume, write_mask
+from app_cdm.data.volume import Volume, VolumeError, read_volume, write_mask
 from app_cdm.data.writing import write_atomically
 from lib.results.errors import NO_SPACE, NoSpaceError
 from lib.results.record import ID, Result, Source, from_json, to_json
@@ -28,7 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_RESULTS = 200
 MAX_BYTES = 2 << 30
 RECORD, DECISION, MASK, MAPS = "result.json", "decision.json", "mask.nii.gz", "maps.npz"
+DECISION_KEYS = {"verdict", "user", "time", "reply"}
 UNFINISHED = ".new-"
+DAMAGED = (FileNotFoundError, BadZipFile, EOFError, KeyError, ValueError, VolumeError, zlib.error)
 
 
 class ResultStore:
@@ -95,7 +99,7 @@ class ResultStore:
         """A result.
 
         Raises:
-            UnknownNameError: it never was, or has been forgotten.
+            UnknownNameError: it never was, has been forgotten, or is damaged.
         """
         if ID.fullmatch(result_id):
             with suppress(OSError, ValueError, KeyError, TypeError):
@@ -126,19 +130,30 @@ class ResultStore:
         except FileNotFoundError:
             raise unknown(result_id) from None
 
+    def read_mask_volume(self, result_id: str) -> Volume:
+        """The mask: `(X, Y, Z)` on the image's grid.
+
+        Raises:
+            UnknownNameError: the result has been forgotten, or its mask is damaged.
+        """
+        try:
+            return read_volume(self.mask_file(self.get(result_id).id))
+        except DAMAGED:
+            raise unknown(result_id) from None
+
     def read_map(self, result_id: str, class_name: str) -> np.ndarray:
         """The map of a class: `(X, Y, Z)` float32 in [0, 1] on the image's grid.
 
         Raises:
-            UnknownNameError: there is no such class, or the result has been forgotten.
+            UnknownNameError: there is no such class, the result has been forgotten, or its maps are damaged.
         """
         result = self.get(result_id)
         if class_name not in result.map_names:
             raise UnknownNameError(f"class of result {result_id!r}", class_name, result.map_names)
         try:
-            with np.load(self._folder / result.id / MAPS) as maps:
+            with (self._folder / result.id / MAPS).open("rb") as file, np.load(file) as maps:
                 values = maps[f"map_{result.map_names.index(class_name)}"]
-        except FileNotFoundError:
+        except DAMAGED:
             raise unknown(result_id) from None
         return np.clip(result.geometry.to_volume(torch.from_numpy(values)), 0.0, 1.0)
 
@@ -167,10 +182,12 @@ class ResultStore:
 
     def _decision(self, folder: Path) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads((folder / DECISION).read_text())
+            found: Any = json.loads((folder / DECISION).read_text())
         except FileNotFoundError:
             return None
-        return found
+        if not isinstance(found, dict) or not found.keys() >= DECISION_KEYS:
+            raise ValueError(f"{DECISION}: must be an object with {sorted(DECISION_KEYS)}")
+        return dict(found)
 
     def _folders(self) -> list[Path]:
         """Folders of complete results, the oldest first."""
@@ -183,7 +200,7 @@ class ResultStore:
 
     def _forget(self, keep: str) -> None:
         """Removes results beyond the limits."""
-        sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in self._folders()}
+        sizes = {folder: _size(folder) for folder in self._folders()}
         oldest = [folder for folder in sizes if folder.name != keep]
         for folder in sorted(oldest, key=lambda folder: (folder / DECISION).exists()):  # stable: by age within
             if len(sizes) <= self._max_results and sum(sizes.values()) <= self._max_bytes:
@@ -201,6 +218,16 @@ class ResultStore:
                 lock.release()
                 with self._locks_lock:
                     self._locks.pop(folder.name, None)
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder, in which files that are being written come and go."""
+    size = 0
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
 
 
 def results_folder(studies: str, cache_dir: Path) -> Path:

@@ -72,14 +72,10 @@ def _score(pipeline: CDMPipeline, datastore: Datastore, class_names: Sequence[st
         mask = pipeline.segment(volume).mask
     numbers = class_numbers(class_names, info.get("label_info"))
     return {
-        name: dice(mask == pipeline.class_names.index(name) + 1, _holds(reference, value))
-        for name, value in numbers.items()
+        name: dice(mask == pipeline.class_names.index(name) + 1, np.isin(reference, values))
+        for name, values in numbers.items()
         if name in pipeline.class_names
     }
-
-
-def _holds(reference: np.ndarray, value: int) -> np.ndarray:
-    return (reference == value) & (reference > 0)
 
 
 def _summary(name: str, scored: list[dict[str, Any]]) -> dict[str, Any]:

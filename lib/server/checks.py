@@ -30,11 +30,17 @@ def check_image_id(name: str) -> None:
     Raises:
         UnusableRequestError: the id is not usable.
     """
-    harmful = any(character in "/\\" or unicodedata.category(character).startswith("C") for character in name)
-    if not name or name.startswith(".") or harmful or len(name.encode()) > MAX_NAME_LENGTH:
+    if not is_image_id(name):
         raise UnusableRequestError(
             f"image id {name!r} is not allowed: at most {MAX_NAME_LENGTH} bytes, no slash, backslash or control character, no dot in front"
         )
+
+
+def is_image_id(text: str) -> bool:
+    """Whether a text can be an image id."""
+    is_strange = not text.isprintable() and any(unicodedata.category(character).startswith("C") for character in text)
+    harmful = is_strange or "/" in text or "\\" in text
+    return bool(text) and not text.startswith(".") and not harmful and len(text.encode()) <= MAX_NAME_LENGTH
 
 
 def check_tag(tag: str) -> None:

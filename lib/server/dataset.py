@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,14 +24,15 @@ def download_dataset(app: MONAILabelApp, arguments: dict[str, Any]) -> Streaming
     Raises:
         LabelNotFoundException: no image has a final label.
     """
-    pairs, limit = app.datastore().datalist(), arguments["limit_cases"] or 0
+    pairs, limit = [pair for pair in app.datastore().datalist() if all(map(os.path.isfile, pair.values()))], arguments["limit_cases"] or 0
     if not pairs:
         raise LabelNotFoundException("no image has a final label yet: submit one with PUT /datastore/label")
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the response closes it
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
         for pair in pairs[:limit] if limit > 0 else pairs:
-            for kind, path in pair.items():
-                archive.write(path, f"{kind}/{Path(path).name}")
+            with suppress(FileNotFoundError):  # removed meanwhile
+                for kind, path in pair.items():
+                    archive.write(path, f"{kind}/{Path(path).name}")
         archive.writestr("metadata.json", json.dumps(app.datastore().json(), default=str))
     headers = {"Content-Length": str(file.tell()), "Content-Disposition": 'attachment; filename="dataset.zip"'}
     file.seek(0)

@@ -12,7 +12,6 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
-from app_cdm.data.volume import read_volume
 from app_cdm.data.writing import map_as_nifti
 from lib.results.decide import Judge
 from lib.results.export import DicomExport
@@ -87,7 +86,7 @@ def mask(result: str, login: User = READER) -> Response:
 def map_of_class(result: str, class_name: str, login: User = READER) -> Response:
     """The map of one class, NIfTI of float32 in [0, 1] on the image's grid."""
     values = store().read_map(result, class_name)
-    grid = read_volume(store().mask_file(store().get(result).id))
+    grid = store().read_mask_volume(result)
     return download(map_as_nifti(values, grid), NIFTI, f"map_{result}.nii.gz")
 
 

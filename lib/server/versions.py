@@ -28,5 +28,5 @@ def versions(login: User = READER) -> dict[str, Any]:
 def rollback(version: str | None = None, login: User = ADMIN) -> dict[str, Any]:
     """Puts an earlier version in service, the one before by default; requests in flight finish on the one they began with."""
     found = served_versions(app_instance().options)
-    found.activate(version or found.previous())
+    found.activate(found.previous() if version is None else version)
     return {"model": found.name, "current": found.current()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import requests
 
+from app_cdm.data.writing import write_atomically
 from lib.models import known_class_names
 from lib.options import APP_DIR, DEFAULT_CACHE_DIR, AppOptions, OptionError
 from lib.results.errors import NoSpaceError
@@ -20,6 +21,7 @@ from lib.server.errors import UnusableRequestError
 from lib.tags.book import TagBook
 from lib.tags.images import FolderImages
 from lib.tags.location import is_url, tags_file
+from lib.tags.record import UNKNOWN_USER
 from lib.tags.store import TagStore
 from lib.tags.tables import ImportOptions, export_csv, export_json, import_table
 from lib.tags.validation import PROBLEMS
@@ -45,7 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
     reader.add_argument("--id-suffix", default="", help="what image ids have after the names in the table, such as _flair")
     reader.add_argument("--columns", default="", help='class to 0/1 column, as JSON: {"lesion": "has_lesion"}, or to COLUMN=VALUE')
     reader.add_argument("--exclude", metavar="COLUMN", help="leave out rows with 1 in this column")
-    reader.add_argument("--user", default=getpass.getuser(), help="who imports (default: %(default)s)")
+    reader.add_argument("--user", help="who imports (default: the name of the login)")
     reader.add_argument("--dry-run", action="store_true", help="check everything, store nothing")
     writer = commands.add_parser("export", parents=[common], help="write every tag")
     writer.add_argument("--format", choices=("csv", "json"), default="csv")
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Runs one command and returns what it prints."""
+    if options.command == "import" and options.user is None:
+        options.user = login_name()
     if options.command == "import" and options.server:
         return import_by_server(options)
     book = open_book(options)
@@ -83,13 +87,29 @@ def run(options: argparse.Namespace) -> str:
         text = export_csv(book) if options.format == "csv" else export_json(book)
         if options.output is None:
             return text
-        options.output.write_text(text)
+        write_file(options.output, text)
         return ""
     if options.command == "backup":
         book.store.back_up(options.target)
         return ""
     events = book.store.history(options.image, options.class_name)
     return "".join(json.dumps(event.to_dict(), ensure_ascii=False) + "\n" for event in events)
+
+
+def login_name() -> str:
+    """Who runs the command; `unknown` where the user's number has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return UNKNOWN_USER
+
+
+def write_file(path: Path, text: str) -> None:
+    """Writes a file in one step; a pipe or a device stays what it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+    else:
+        write_atomically(path.resolve(), text.encode())
 
 
 def import_by_server(options: argparse.Namespace) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from app_cdm.data.tags import TagTable, TagValue, parse_tag
 from app_cdm.data.volume import VolumeError
+from lib.server.errors import UnknownNameError
 from lib.tags.images import Images, count_slices
 from lib.tags.record import Provenance, StoredTag, TagsByImage, check_user
 from lib.tags.store import TagStore
@@ -49,9 +50,9 @@ class TagBook:
         """
         return self.record(self.check(given), user, provenance)
 
-    def record(self, checked: TagsByImage, user: str, provenance: Provenance) -> int:
-        """Stores tags that `check` returned; see `write`."""
-        return self.store.append(checked, check_user(user), provenance)
+    def record(self, checked: TagsByImage, user: str, provenance: Provenance, patients: Mapping[str, str] | None = None) -> int:
+        """Stores tags that `check` returned, and whose the images are; see `write`."""
+        return self.store.append(checked, check_user(user), provenance, patients)
 
     def forget(self, image: str, user: str) -> None:
         """Makes every class of an image unknown again, as the image is removed; another may come under its id."""
@@ -89,7 +90,7 @@ class TagBook:
         """Image -> slices; one that cannot be read is left out, and named when it is learned from."""
         found = {}
         for image in images:
-            with suppress(VolumeError, OSError):
+            with suppress(VolumeError, OSError, UnknownNameError):
                 found[image] = count_slices(self.images, image)
         return found
 

@@ -13,6 +13,7 @@ from app_cdm.data.slices import find_slicing_axis
 from app_cdm.data.volume import Volume
 from lib.datastore import IMAGE_PATTERNS, FolderDatastore, patients_of, series_by_id, title_of
 from lib.dicomweb.datastore import PacsDatastore
+from lib.server.errors import UnknownNameError
 
 
 class Images(Protocol):
@@ -69,10 +70,14 @@ class DatastoreImages:
 
         Raises:
             VolumeError: the header cannot be used.
+            UnknownNameError: its file is gone, which the datastore has not noticed yet.
         """
-        if isinstance(self._datastore, FolderDatastore) and self._datastore.find_series(image):
-            return self._datastore.series_grid(image)
-        return read_grid(Path(self._datastore.get_image_uri(image)))
+        try:
+            if isinstance(self._datastore, FolderDatastore) and self._datastore.find_series(image):
+                return self._datastore.series_grid(image)
+            return read_grid(Path(self._datastore.get_image_uri(image)))
+        except FileNotFoundError as error:
+            raise UnknownNameError("image", image, hint="its file is gone from the studies") from error
 
     def patients(self) -> dict[str, str]:
         """Image -> whose it is, as a digest; of DICOM series that say so."""

@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,19 +53,27 @@ class TagStore:
         with self._connection():
             pass
 
-    def append(self, tags: Mapping[str, Mapping[str, StoredTag]], user: str, provenance: Provenance) -> int:
+    def append(
+        self,
+        tags: Mapping[str, Mapping[str, StoredTag]],
+        user: str,
+        provenance: Provenance,
+        patients: Mapping[str, str] | None = None,
+    ) -> int:
         """Stores tags of any number of images and classes as one action: all or none.
 
         Args:
             tags: image -> class -> tag, already checked.
             user: who tags.
             provenance: how the tags came about.
+            patients: image -> patient, to be remembered with them.
 
         Returns:
             The number of the action. When this returns, the tags are on the disk.
         """
         rows = [(image, name, encode(value), provenance) for image, by_class in tags.items() for name, value in by_class.items()]
         with self._transaction() as connection:
+            self._insert_patients(connection, patients or {})
             return self._insert(connection, rows, user)
 
     def undo(self, image: str, user: str, action: int | None = None) -> tuple[int, dict[str, StoredTag]]:
@@ -97,8 +105,12 @@ class TagStore:
             return last, {name: found.value if found else None for name, found in before.items()}
 
     def forget(self, image: str, user: str) -> None:
-        """Makes every class of an image unknown for good: what was done before stays in the history and cannot come back by `undo`."""
+        """Makes every class of an image unknown for good: what was done before stays in the history and cannot come back by `undo`.
+
+        Its patient is forgotten too.
+        """
         with self._transaction() as connection:
+            connection.execute("DELETE FROM patients WHERE image = ?", (image,))
             names = sorted({event.class_name for event in _events(connection, "WHERE image = ?", (image,))})
             if names:
                 self._insert(connection, [(image, name, encode(None), "manual") for name in names], user, is_end=True)
@@ -142,7 +154,7 @@ class TagStore:
     def set_patients(self, patients: Mapping[str, str]) -> None:
         """Remembers which patient an image is of; held-out sets are made by patient."""
         with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO patients VALUES (?, ?)", patients.items())
+            self._insert_patients(connection, patients)
 
     def patients(self) -> dict[str, str]:
         """Image -> patient, where it was given."""
@@ -153,14 +165,19 @@ class TagStore:
 
         Raises:
             FileExistsError: there is such a file already.
+            OSError: it cannot be written; it is not there then.
         """
         if target.exists():
             raise FileExistsError(f"{target} exists already: choose another name")
-        copy = sqlite3.connect(target)
+        target.open("xb").close()  # from here on it is ours to remove
         try:
-            self._read(lambda connection: connection.backup(copy))
-        finally:
-            copy.close()
+            with closing(sqlite3.connect(target)) as copy:
+                self._read(lambda connection: connection.backup(copy))
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, sqlite3.Error):
+                raise OSError(f"no backup: {target} cannot be written ({error})") from error
+            raise
 
     def close(self) -> None:
         """Lets go of the file; the next use opens it again."""
@@ -168,6 +185,10 @@ class TagStore:
             if self._process == os.getpid():
                 self._open.close()
             self._process = 0
+
+    @staticmethod
+    def _insert_patients(connection: sqlite3.Connection, patients: Mapping[str, str]) -> None:
+        connection.executemany("INSERT OR REPLACE INTO patients VALUES (?, ?)", patients.items())
 
     @staticmethod
     def _insert(

@@ -14,7 +14,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from app_cdm.data.tags import TagError
 from app_cdm.data.volume import VolumeError, read_volume
 from lib.tags.book import TagBook
-from lib.tags.mask import class_numbers, tags_of_mask
+from lib.tags.mask import check_values, class_numbers, known_numbers, tags_of_mask
 from lib.tags.record import UNKNOWN_USER
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,9 @@ def tag_submission(book: TagBook, datastore: Datastore, image_id: str) -> dict[s
     # DICOMweb's own would look the image's id up as that of a segmentation series.
     label_file = Path(LocalDatastore.get_label_uri(datastore, image_id, FINAL))
     try:
-        numbers = class_numbers(book.class_names(), submitted.label_info)
-        tags = tags_of_mask(read_volume(label_file), book.images.grid(image_id), numbers)
+        names, label = book.class_names(), read_volume(label_file)
+        check_values(label, known_numbers(names, submitted.label_info))
+        tags = tags_of_mask(label, book.images.grid(image_id), class_numbers(names, submitted.label_info))
         if tags:
             book.write({image_id: tags}, submitted.user, "mask")
     except (VolumeError, TagError) as error:

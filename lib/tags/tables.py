@@ -65,11 +65,12 @@ def import_table(book: TagBook, name: str, content: bytes, options: ImportOption
     checked = book.check(given)
     changed = changes(checked, book.store.all_tags())
     action = None
+    named = {f"{image}{options.id_suffix}": patient for image, patient in table.patients.items()}
+    patients = {image: patient for image, patient in named.items() if patient != image}
     if changed and not options.is_dry_run:
-        action = book.record(changed, options.user, IMPORT)
-    if not options.is_dry_run:
-        patients = {f"{image}{options.id_suffix}": patient for image, patient in table.patients.items()}
-        book.store.set_patients({image: patient for image, patient in patients.items() if patient != image})
+        action = book.record(changed, options.user, IMPORT, patients)
+    elif not options.is_dry_run:
+        book.store.set_patients(patients)
     return {
         "images": len(checked),
         "tags": sum(map(len, checked.values())),

@@ -111,7 +111,7 @@ def test_others_are_those_that_have_joined(tmp_path: Path) -> None:
 def test_what_a_process_left_that_was_killed_before_it_joined_is_removed(tmp_path: Path) -> None:
     with Claims(tmp_path, stale_s=1e6) as claims:
         victim = start(look_on, tmp_path)
-        wait_for(lambda: len(list(tmp_path.iterdir())) == 2, "the other process")
+        wait_for(lambda: [path.stat().st_size > 0 for path in tmp_path.iterdir()] == [True, True], "the other process")
         assert claims.others() == 0
         assert len(list(tmp_path.iterdir())) == 2, "who lives is left alone"
         victim.kill()

@@ -113,6 +113,11 @@ def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_a_column(tmp_path: Pat
     assert read_tags(path).patients == {"a": "p", "b": "p"}
 
 
+def test_blank_lines_and_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
+    table = read_tags(write(tmp_path / "t.csv", "image,class,tag,,", "", "a,x,present,,", "", "b,x,,,"))
+    assert table.tags == {"a": {"x": True}, "b": {"x": None}}
+
+
 def test_table_by_image_says_present_somewhere(tmp_path: Path) -> None:
     table = read_tags(write(tmp_path / "t.csv", "image_id,group_id,has_lesion", "x,g1,1", "y,g1,0", "z,g2,"))
     assert table.tags == {"x": {"lesion": True}, "y": {"lesion": False}, "z": {}}
@@ -176,7 +181,12 @@ def test_hash_ignores_order_and_nothing_else(tags: dict[str, dict[str, TagValue]
         (["patient_id,slice_index,lesion", "p,0,1"], "no tag column"),
         (["patient_id,slice_index,has_lesion", "p,0,2"], "image 'p', column 'has_lesion': '2' is neither 0 nor 1"),
         (["patient_id,slice_index,has_lesion", "p,0,"], "neither 0 nor 1"),
-        (["patient_id,slice_index,has_lesion", "p,0"], "neither 0 nor 1"),
+        (["patient_id,slice_index,has_lesion", "p,0"], "t.csv, line 2: has fewer or more cells than the 3 of the header"),
+        (["image,class,tag", "a,x,present", "", "b,x"], "t.csv, line 4: has fewer or more cells"),
+        (["image,class,tag", "a,x,present,p"], "t.csv, line 2: has fewer or more cells"),
+        (["image_id,has_x,has_x", "a,0,1"], r"t.csv, line 1: columns \['has_x'\] are there twice"),
+        (["image,class,tag,split", "a,x,present,train", "b,x,present"], "t.csv, line 3: has fewer or more cells"),
+        (["patient_id,slice_index,has_lesion", "p,0,1", "p,99999999999,1"], "image 'p': no row for slice 1 "),
         (["patient_id,slice_index,has_lesion", "p,0,1", "p,0,0"], "image 'p', class 'lesion': tagged twice on slice 0"),
         (["patient_id,slice_index,has_lesion", "p,x,1"], "slice_index 'x'"),
         (["patient_id,slice_index,has_lesion", "p,-1,1"], "slice_index '-1'"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 
-from app_cdm.data.volume import Volume, write_mask
+from app_cdm.data.volume import Volume, write_map, write_mask
 from tests.host.answers import assert_refused
 from tests.host.server_process import Server
 from tests.host.studies import AFFINE, SHAPE, head, write_nifti
@@ -91,6 +91,38 @@ def test_label_of_another_place_is_stored_but_gives_no_tags(client: Any, tag_ser
     saved = client.save_label(image, str(tmp_path / "far.nrrd"), params=dict(SEGMENTS))
     assert saved["label"] == image and "outside the image" in saved["tags_refused"]
     assert tags(tag_server, image)["tags"] == {"edema": None, "tumor": None}
+
+
+@pytest.mark.parametrize(("value", "shown"), [(255, "255"), (0.7, "0.7"), (7, "7")])
+def test_a_file_that_is_no_label_is_stored_but_gives_no_tags(
+    client: Any, tag_server: Server, image: str, tmp_path: Path, value: float, shown: str
+) -> None:
+    values = np.zeros(SHAPE, dtype=np.float32)
+    values[4:9, 4:9, 2] = value
+    write_map(values, Volume(values, AFFINE), tmp_path / "label.nii.gz")
+    for params in (dict(SEGMENTS), {}):
+        saved = client.save_label(image, str(tmp_path / "label.nii.gz"), params=params)
+        assert saved["label"] == image and f"the label holds {shown}" in saved["tags_refused"]
+    assert tags(tag_server, image)["tags"] == {"edema": None, "tumor": None}
+
+
+def test_segments_of_other_names_are_allowed_and_two_of_one_class_both_count(client: Any, image: str, tmp_path: Path) -> None:
+    named = {"label_info": [{"name": "Segment_1", "idx": 1}, {"name": "tumor", "idx": 2}, {"name": "tumor", "idx": 3}]}
+    saved = client.save_label(image, label(tmp_path, {1: [0], 2: [2], 3: [4]}), params=named)
+    assert saved["tags"] == {"edema": False, "tumor": [[2, 4]]}
+
+
+def test_an_image_whose_file_vanished_is_unknown(client: Any, tag_server: Server, image: str, tmp_path: Path) -> None:
+    """Before the index notices: nothing is stored for it."""
+    file, labels = label(tmp_path, {2: [1]}), tag_server.studies / "labels" / "final"
+    (tag_server.studies / f"{image}.nii.gz").unlink()
+    refused = requests.put(f"{tag_server.url}/tags/{image}", json={"tags": {"tumor": [[1, 2]]}}, timeout=30)
+    assert_refused(refused, 404, image)
+    with open(file, "rb") as content:
+        refused = requests.put(f"{tag_server.url}/datastore/label", params={"image": image}, files={"label": content}, timeout=30)
+    assert_refused(refused, 404, image)
+    assert not list(labels.glob(f"{image}*"))
+    requests.post(f"{tag_server.url}/reload", timeout=30).raise_for_status()
 
 
 def test_strategies_pass_over_tagged_images_unless_asked(client: Any, tag_server: Server) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 import os
 import resource
 import shutil
 import signal
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from monailabel.interfaces.exception import LabelNotFoundException
 
 from app_cdm.data.volume import Volume, read_volume, write_mask
 from lib.datastore import FolderDatastore, survey
 from lib.results.errors import NoSpaceError
+from lib.server.dataset import download_dataset
 from lib.tags.book import TagBook
 from lib.tags.datastore import add_tags
 from lib.tags.images import DatastoreImages
@@ -182,3 +190,67 @@ def test_dicom_series_that_has_grown_keeps_neither_labels_nor_tags(tmp_path: Pat
     assert not list((tmp_path / "studies" / "labels").rglob("1.2.1*"))
     assert read_volume(datastore.get_image_uri("1.2.1")).array.shape == (5, 7, 6)
     store.close()
+
+
+BAD_NAMES = (b"caf\xe9.nii.gz", b"._case.nii.gz", b".hidden.nii.gz", b"a\nb.nii.gz", b"a\\b.nii.gz", b"x" * 201 + b".nii.gz")
+
+
+def test_files_whose_names_cannot_be_ids_are_left_out_and_told(studies: Path, tmp_path: Path) -> None:
+    for folder in (studies, studies / "labels" / "final"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in BAD_NAMES:
+            shutil.copy(os.fsencode(studies / "case.nii.gz"), os.path.join(os.fsencode(folder), name))
+    datastore = FolderDatastore(studies, tmp_path / "cache", auto_reload=False)
+    assert datastore.list_images() == ["case"]
+    json.dumps([datastore.json(), datastore.status()], ensure_ascii=False).encode()
+    left_out = datastore.status()["left_out"]
+    assert set(left_out) == {"caf\\xe9.nii.gz", *(name.decode() for name in BAD_NAMES[1:])}
+    assert all("cannot be an image id" in why for why in left_out.values())
+    for name in BAD_NAMES:
+        os.unlink(os.path.join(os.fsencode(studies), name))
+    datastore.rescan()
+    assert "left_out" not in datastore.status()
+
+
+def downloaded(app: Any) -> set[str]:
+    """Names in the ZIP."""
+
+    async def content() -> bytes:
+        return b"".join([chunk async for chunk in download_dataset(app, {"limit_cases": None}).body_iterator])  # type: ignore[misc]
+
+    with zipfile.ZipFile(io.BytesIO(asyncio.run(content()))) as archive:
+        return set(archive.namelist())
+
+
+def test_download_passes_over_labels_that_are_gone_and_takes_old_files(studies: Path, tmp_path: Path) -> None:
+    write_nifti(studies / "gone.nii.gz", head())
+    os.utime(studies / "case.nii.gz", (0, 0))
+    datastore = FolderDatastore(studies, tmp_path / "cache", auto_reload=False)
+    app: Any = SimpleNamespace(datastore=lambda: datastore)
+    for image_id in ("case", "gone"):
+        datastore.save_label(image_id, label(tmp_path, 1), "final", {})
+    (studies / "labels" / "final" / "gone.nii.gz").unlink()
+
+    assert downloaded(app) == {"image/case.nii.gz", "label/case.nii.gz", "metadata.json"}
+    (studies / "labels" / "final" / "case.nii.gz").unlink()
+    with pytest.raises(LabelNotFoundException, match="no image has a final label"):
+        downloaded(app)
+
+
+def test_a_label_that_goes_while_the_others_are_downloaded(
+    datastore: FolderDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datastore.save_label("case", label(tmp_path, 1), "final", {})
+    found = datastore.datalist()
+    monkeypatch.setattr(os.path, "isfile", lambda _: True)
+    missing = {"image": str(write_nifti(tmp_path / "gone.nii.gz", head())), "label": str(tmp_path / "labels" / "gone.nii.gz")}
+    app: Any = SimpleNamespace(datastore=lambda: SimpleNamespace(datalist=lambda: [missing, *found], json=datastore.json))
+    assert downloaded(app) >= {"image/case.nii.gz", "label/case.nii.gz", "metadata.json"}
+
+
+def test_folder_of_labels_that_is_gone_is_empty(datastore: FolderDatastore, studies: Path, tmp_path: Path) -> None:
+    shutil.rmtree(studies / "labels")
+    datastore.rescan()
+    assert datastore.add_image("case", noise(tmp_path), {}) == "case"
+    datastore.remove_image("case")
+    assert datastore.list_images() == []

@@ -156,3 +156,28 @@ def test_another_process_index_is_taken_over(datastore: FolderDatastore, studies
     datastore.update_image_info("case0003", {"note": "from here"})
     assert on_disk(datastore) == datastore.json()
     assert "from outside" in json.dumps(on_disk(datastore)), "the other's entry was written over"
+
+
+def test_entries_that_lead_out_of_the_studies_are_dropped(studies: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.nii.gz").write_text("secret")
+    index = studies / "datastore_v2.json"
+    kept = FolderDatastore(studies, tmp_path / "cache", auto_reload=False).json()
+    changed = json.loads(index.read_text())
+    one = changed["objects"]["case0007"]
+    changed["objects"] |= {
+        "labels": {"image": {"info": {}, "ext": "/../../secret.nii.gz"}, "labels": {}},
+        "../secret": {"image": {"info": {}, "ext": ".nii.gz"}, "labels": {}},
+    }
+    one["labels"] |= {"../..": {"info": {}, "ext": ".nii.gz"}, "original": {"info": {}, "ext": "/../../../../secret.nii.gz"}}
+    for read_only in (True, False):
+        index.write_text(json.dumps(changed))
+        datastore = FolderDatastore(studies, tmp_path / "cache", auto_reload=False, read_only=read_only)
+        assert datastore.json() == kept
+        assert not datastore.get_image_uri("labels") and not datastore.get_image_uri("../secret")
+
+
+def test_a_strategy_that_a_request_has_set_to_anything_is_none(datastore: FolderDatastore) -> None:
+    datastore.update_image_info("case0001", {"strategy": 5})
+    assert datastore.get_image_info("case0001")["strategy"] == {}, "the host adds to it when the image is offered"
+    datastore.update_image_info("case0001", {"strategy": {"first": {"ts": 1}}})
+    assert datastore.get_image_info("case0001")["strategy"] == {"first": {"ts": 1}}

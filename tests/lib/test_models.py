@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from lib import models
-from lib.models import MethodMissingError, ModelMissingError, ModelStore
+from lib.models import MethodMissingError, ModelMissingError, ModelStore, class_names_of, known_methods
 from lib.options import AppOptions
 
 
@@ -144,3 +145,19 @@ def test_without_weights_in_service_a_broken_model_is_missing(tmp_path: Path, mo
         folder.answers()
     folder.error = None
     assert folder.answers() == "first"
+
+
+@pytest.mark.parametrize("names", ["[1, 2]", '"tumor"', '["tumor", ""]', "null", '{"tumor": 1}'])
+def test_classes_that_are_no_list_of_names_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str) -> None:
+    (tmp_path / "model_index.json").write_text(f'{{"description": {{"class_names": {names}}}}}')
+    with caplog.at_level(logging.WARNING, models.__name__):
+        assert class_names_of(tmp_path) == ()
+    assert "cannot be read" in caplog.text
+    (tmp_path / "model_index.json").write_text('{"description": {"class_names": ["edema", "tumor"]}}')
+    assert class_names_of(tmp_path) == ("edema", "tumor")
+
+
+@pytest.mark.parametrize("component", ["5", "true", '"abc"', "null", "[null, null]", "{}"])
+def test_what_is_no_component_brings_no_method(tmp_path: Path, component: str) -> None:
+    (tmp_path / "model_index.json").write_text(f'{{"pixel_decoder": {component}, "student": ["app_cdm", "Student"]}}')
+    assert known_methods(tmp_path) == ("student", "cdm_saliency")

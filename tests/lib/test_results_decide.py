@@ -15,6 +15,7 @@ from lib.results.errors import ResultConflictError
 from lib.results.images import digest_of, stamp_of
 from lib.results.record import Source, new_id
 from lib.results.store import ResultStore
+from lib.server.errors import UnknownNameError
 from lib.tags.book import TagBook
 from lib.tags.datastore import add_tags
 from lib.tags.images import DatastoreImages
@@ -81,6 +82,15 @@ def test_accept_after_a_kill_ends_the_same(tmp_path: Path, monkeypatch: pytest.M
     assert again.book.tags("case") == answer["tags"] and set(again.actions()) == {1}
     assert np.array_equal(read_volume(again.label).array, read_volume(again.results.mask_file(result)).array)
     assert Desk(tmp_path).judge.accept(result, "ben") == answer and set(again.actions()) == {1}
+
+
+def test_a_result_without_its_mask_is_unknown(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    result = desk.make()
+    desk.results.mask_file(result).unlink()
+    with pytest.raises(UnknownNameError, match="run again"):
+        desk.judge.accept(result, "ann")
+    assert not desk.label.exists() and not desk.actions()
 
 
 def test_only_classes_that_can_be_tagged_are(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,60 @@ def test_damaged_and_unfinished_folders_are_no_results(tmp_path: Path) -> None:
     again.remove_unfinished()
     assert not list((tmp_path / "r").glob(f"{UNFINISHED}*"))
     assert add(again) and len(again.results()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "5", "{}", '{"verdict": "accepted"}'])
+def test_a_damaged_decision_is_an_unknown_result(tmp_path: Path, content: str) -> None:
+    store = ResultStore(tmp_path / "r")
+    result_id, whole = add(store), add(store)
+    (tmp_path / "r" / result_id / "decision.json").write_text(content)
+    with pytest.raises(UnknownNameError, match="run again"):
+        store.get(result_id)
+    assert [result.id for result in store.results()] == [whole]
+
+
+@pytest.mark.parametrize("size", [None, 0, 1, 10, 60, -30, -1])
+def test_damaged_maps_are_an_unknown_result(tmp_path: Path, size: int | None) -> None:
+    store = ResultStore(tmp_path / "r")
+    result_id = add(store)
+    maps = tmp_path / "r" / result_id / "maps.npz"
+    content = maps.read_bytes()
+    maps.unlink() if size is None else maps.write_bytes(content[:size])
+    with pytest.raises(UnknownNameError, match="run again"):
+        store.read_map(result_id, "tumor")
+    maps.write_bytes(bytes(byte ^ 0xFF if 180 < at < 200 else byte for at, byte in enumerate(content)))
+    with pytest.raises(UnknownNameError, match="run again"):
+        store.read_map(result_id, "tumor")
+    with maps.open("wb") as file:
+        np.savez(file, other=np.zeros(3))
+    with pytest.raises(UnknownNameError, match="run again"):
+        store.read_map(result_id, "tumor")
+
+
+@pytest.mark.parametrize("size", [None, 0, 30])
+def test_a_damaged_mask_is_an_unknown_result(tmp_path: Path, size: int | None) -> None:
+    store = ResultStore(tmp_path / "r")
+    result_id = add(store)
+    assert store.read_mask_volume(result_id).array.all()
+    mask = store.mask_file(result_id)
+    content = mask.read_bytes()
+    mask.unlink() if size is None else mask.write_bytes(content[:size])
+    with pytest.raises(UnknownNameError, match="run again"):
+        store.read_mask_volume(result_id)
+
+
+def test_files_that_vanish_while_they_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResultStore(tmp_path / "r")
+    first, listed = add(store), Path.iterdir
+
+    def with_vanished(folder: Path) -> Iterator[Path]:
+        if folder.name == first:
+            yield folder / ".decision.json.0.tmp"
+        yield from listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", with_vanished)
+    second = add(store)
+    assert {result.id for result in store.results()} == {first, second}
 
 
 def test_a_full_disk_keeps_nothing_half(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from app_cdm.data.header import read_grid
 from app_cdm.data.volume import Volume, VolumeError, read_volume, write_mask
-from lib.tags.mask import class_numbers, tags_of_mask
+from lib.tags.mask import check_values, class_numbers, known_numbers, tags_of_mask
 from tests.host.studies import AFFINE, SHAPE
 
-NUMBERS = {"edema": 1, "tumor": 2, "void": 3}
+NUMBERS = {"edema": (1,), "tumor": (2,), "void": (3,)}
 
 
 def label_array() -> np.ndarray:
@@ -53,7 +53,7 @@ def test_every_orientation_of_the_image_counts_in_its_own_slices(code: str) -> N
     axis = int(np.argmax(grid.spacing_mm))
     slices = np.flatnonzero((np.asarray(turned.dataobj) == 1).any(axis=tuple({0, 1, 2} - {axis})))
     for label in (Volume(label_array(), AFFINE), Volume(np.asarray(turned.dataobj), turned.affine)):
-        assert tags_of_mask(label, grid, {"edema": 1}) == {"edema": [[int(slices[0]), int(slices[-1])]]}
+        assert tags_of_mask(label, grid, {"edema": (1,)}) == {"edema": [[int(slices[0]), int(slices[-1])]]}
 
 
 def test_cropped_label_is_placed_by_its_affine() -> None:
@@ -71,8 +71,31 @@ def test_label_without_geometry_is_taken_in_the_images_order(affine: np.ndarray)
 def test_label_of_another_place_is_refused() -> None:
     elsewhere = AFFINE.copy()
     elsewhere[:3, 3] += 500
-    with pytest.raises(VolumeError, match="'edema' lies outside the image"):
-        tags_of_mask(Volume(label_array()[:30], elsewhere), image(), NUMBERS)
+    part = label_array()[:30]
+    for array, numbers in ((part, NUMBERS), (part, {"void": (3,)}), (0 * part, NUMBERS)):
+        with pytest.raises(VolumeError, match="the label lies outside the image"):
+            tags_of_mask(Volume(array, elsewhere), image(), numbers)
+
+
+def test_label_of_other_voxels_is_refused_though_it_is_empty() -> None:
+    label = Volume(np.zeros((8, 8, 3), dtype=np.float32), AFFINE @ np.diag([2.0, 2.0, 1.0, 1.0]))
+    with pytest.raises(VolumeError, match="are not those of the image"):
+        tags_of_mask(label, image(), NUMBERS)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(255, "255"), (0.7, "0.7"), (7, "7"), (-1, "-1"), (np.nan, "nan")])
+def test_label_with_values_that_are_no_class_is_refused(value: float, shown: str) -> None:
+    label = Volume(label_array(), AFFINE)
+    check_values(label, {1, 2})
+    label.array[0, 0, 0] = value
+    with pytest.raises(VolumeError, match=rf"the label holds {shown}: neither .* \[1, 2\]"):
+        check_values(label, {1, 2})
+
+
+def test_a_picture_is_refused_with_some_of_its_values() -> None:
+    picture = Volume(np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE), AFFINE)
+    with pytest.raises(VolumeError, match=r"holds 3, 4, 5, 6, 7, \.\.\.: neither"):
+        check_values(picture, {1, 2})
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
@@ -84,9 +107,21 @@ def test_written_files_give_the_same(tmp_path: Path, suffix: str) -> None:
 
 def test_class_numbers_follow_the_order_in_which_a_viewer_names_its_segments() -> None:
     names = ("edema", "tumor")
-    assert class_numbers(names, None) == class_numbers(names, []) == class_numbers(names, "x") == {"edema": 1, "tumor": 2}
+    assert class_numbers(names, None) == class_numbers(names, []) == class_numbers(names, "x") == {"edema": (1,), "tumor": (2,)}
     swapped = [{"name": "tumor", "idx": 2}, {"name": "edema", "idx": 3}]  # idx counts a background
-    assert class_numbers(names, swapped) == {"edema": 2, "tumor": 1}
-    assert class_numbers(names, [{"name": "edema", "idx": 1}]) == {"edema": 1, "tumor": 2}
-    assert class_numbers(names, [{"name": "Segment_1"}, {"name": "edema"}]) == {"edema": 2, "tumor": 0}
-    assert tags_of_mask(Volume(label_array(), AFFINE), image(), {"tumor": 0}) == {"tumor": False}
+    assert class_numbers(names, swapped) == {"edema": (2,), "tumor": (1,)}
+    assert class_numbers(names, [{"name": "edema", "idx": 1}]) == {"edema": (1,), "tumor": (2,)}
+    assert class_numbers(names, [{"name": "Segment_1"}, {"name": "edema"}]) == {"edema": (2,), "tumor": ()}
+    assert tags_of_mask(Volume(label_array(), AFFINE), image(), {"tumor": ()}) == {"tumor": False}
+
+
+def test_two_segments_of_one_class_both_count() -> None:
+    numbers = class_numbers(("edema", "tumor"), [{"name": "edema"}, {"name": "edema"}])
+    assert numbers == {"edema": (1, 2), "tumor": ()}
+    assert tags_of_mask(Volume(label_array(), AFFINE), image(), numbers) == {"edema": [[1, 5]], "tumor": False}
+
+
+def test_a_label_may_hold_classes_and_segments_of_any_name() -> None:
+    assert known_numbers(("edema", "tumor"), None) == {1, 2}
+    assert known_numbers(("edema", "tumor"), [{"name": "tumor"}, {}, {"name": "Segment_3"}]) == {1, 3}
+    assert known_numbers(("edema", "tumor"), [{"name": "edema"}]) == {1, 2}

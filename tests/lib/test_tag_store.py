@@ -119,7 +119,9 @@ def test_what_belonged_to_an_image_that_was_removed_is_not_brought_back(store: T
     store.append({"a": {"x": [[8, 15]]}}, "ann", "manual")
     store.append({"a": {"x": [[8, 16]], "y": True}}, "ann", "manual")
     store.append({"a": {"x": None}}, "ann", "manual")
+    store.set_patients({"a": "p1", "b": "p2"})
     store.forget("a", "bob")
+    assert store.patients() == {"b": "p2"}
     assert store.tags("a") == {"x": None, "y": None}
     assert [event.user for event in store.history("a")] == ["ann"] * 4 + ["bob"] * 2
     with pytest.raises(NothingToUndoError):
@@ -132,8 +134,8 @@ def test_what_belonged_to_an_image_that_was_removed_is_not_brought_back(store: T
 
 def test_an_action_is_whole_or_not_at_all(store: TagStore) -> None:
     with pytest.raises(sqlite3.IntegrityError):
-        store.append({"a": {"x": True}, "b": {"x": False}}, "ann", "guess")  # type: ignore[arg-type]
-    assert store.all_tags() == {}
+        store.append({"a": {"x": True}, "b": {"x": False}}, "ann", "guess", {"a": "p1"})  # type: ignore[arg-type]
+    assert store.all_tags() == {} and store.patients() == {}
     store.append({"a": {"x": True}}, "ann", "manual")  # and the store goes on working
 
 
@@ -242,6 +244,17 @@ def test_backup_holds_the_history(tmp_path: Path, store: TagStore) -> None:
     copy = TagStore(tmp_path / "copy.sqlite")
     assert copy.history("a") == store.history("a") and copy.patients() == {"a": "p1"}
     copy.close()
+
+
+def test_a_backup_that_cannot_be_written_leaves_no_file(tmp_path: Path, store: TagStore) -> None:
+    store.append({f"image{number}": {"x": True} for number in range(1000)}, "ann", "manual")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    with full_disk(), pytest.raises(OSError, match=r"copy\.sqlite cannot be written"):
+        store.back_up(folder / "copy.sqlite")
+    assert not list(folder.iterdir())
+    with pytest.raises(FileNotFoundError):
+        store.back_up(folder / "nowhere" / "copy.sqlite")
 
 
 def test_location(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lib.models import model_folder
 from lib.options import AppOptions
+from lib.server import versions as routes
 from lib.versions import INDEX, MAX_KEPT, ORIGINAL, POINTER, ModelVersions, VersionError, main, trained_names
 
 
@@ -124,3 +128,51 @@ def test_the_oldest_versions_are_forgotten_but_never_the_one_in_service(versions
     assert len(versions.names()) <= MAX_KEPT + 2
     assert first not in versions.names()
     assert versions.current() in versions.names()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"20260101T0000"])
+def test_a_pointer_that_is_no_text_falls_back_to_the_original(versions: ModelVersions, content: bytes) -> None:
+    versions.root.mkdir(parents=True)
+    (versions.root / POINTER).write_bytes(content)
+    assert versions.current() == ORIGINAL
+
+
+def test_simultaneous_rollbacks_leave_a_whole_pointer(versions: ModelVersions, tmp_path: Path) -> None:
+    names = [ORIGINAL, *(versions.publish(write_model(tmp_path / text), hash_of(n)) for n, text in enumerate("ab"))]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(versions.activate, names * 40))
+    assert versions.current() in names and not list(versions.root.glob(f".{POINTER}*"))
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_pointer_that_cannot_be_written_stays_as_it_was(
+    versions: ModelVersions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    version = versions.publish(write_model(tmp_path / "a"), hash_of(1))
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(OSError, match="disk full"):
+            versions.activate(ORIGINAL)
+    assert versions.current() == version and not list(versions.root.glob(".*"))
+
+
+def test_an_empty_version_is_refused(versions: ModelVersions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = versions.publish(write_model(tmp_path / "a"), hash_of(1))
+    monkeypatch.setattr(routes, "app_instance", lambda: SimpleNamespace(options=AppOptions(versions.model_dir)))
+    with pytest.raises(VersionError, match="unknown version ''"):
+        routes.rollback("")
+    assert main(["rollback", "", "--model-dir", str(versions.model_dir)]) == 1
+    assert versions.current() == name
+    assert routes.rollback(None)["current"] == ORIGINAL
+
+
+@pytest.mark.parametrize("index", ["[]", "5", '{"training": null}', '{"training": 5}', '{"training": {"parent": "x"}}', "{"])
+def test_a_damaged_index_says_nothing_of_its_version(versions: ModelVersions, index: str) -> None:
+    (versions.model_dir / "brain" / INDEX).write_text(index)
+    (entry,) = versions.history()
+    assert {name: value for name, value in entry.items() if name != "parent"} == {"version": ORIGINAL, "is_current": True}
+    assert entry.get("parent") is None
