@@ -19,8 +19,7 @@ def start_batch(app: MONAILabelApp, arguments: dict[str, Any]) -> dict[str, Any]
     Raises:
         BusyError: one is running already.
     """
-    own = {name: value for name, value in arguments["params"].items() if name != STOP_KEY}
-    request = {**own, "model": arguments["model"], "images": arguments["images"]}
+    request = {**arguments["params"], "model": arguments["model"], "images": arguments["images"]}
     if arguments["run_sync"]:
         result: dict[str, Any] = app.batch_infer(request)
         return result

@@ -169,10 +169,11 @@ def batch(app: MONAILabelApp, arguments: Arguments) -> None:
     # The stock default is an enumeration member, whose text is not the tag.
     params["label_tag"] = str(getattr(params.get("label_tag"), "value", params.get("label_tag") or DefaultLabelTag.ORIGINAL.value))
     check_tag(params["label_tag"])
+    params.pop(STOP_KEY, None)  # which is the server's own
     limit = params.get("max_batch_size") or 0
     if not str(limit).isdecimal():
         raise UnusableRequestError(f"max_batch_size {limit!r}: must be a whole number of images, or 0 for all")
-    app._infers[arguments["model"]].check({name: value for name, value in params.items() if name != STOP_KEY})
+    app._infers[arguments["model"]].check(params)
 
 
 def train(app: MONAILabelApp, arguments: Arguments) -> None:
