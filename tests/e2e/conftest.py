@@ -90,12 +90,25 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty page of a browser that remembers nothing."""
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[Page]:
+    """A page for all tests of a file, which compiles the scripts of the viewer once."""
     context = browser.new_context(viewport={"width": 1600, "height": 900}, accept_downloads=False)
     yield context.new_page()
     context.close()
+
+
+@pytest.fixture
+def page(window: Page) -> Iterator[Page]:
+    """An empty page of a browser that remembers nothing."""
+    yield window
+    if window.url.startswith("http"):
+        window.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    for opened in window.context.pages:
+        if opened != window:
+            opened.close()
+    window.context.clear_cookies()
+    window.goto("about:blank")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import requests
 from tests.host.answers import ask_mask
 
 LONG = {"num_draws": 3, "noise_levels": "0.3, 0.4, 0.5, 0.6, 0.7, 0.8"}
+ENOUGH = 10
 
 
 def test_info_answers_during_inference(url: str) -> None:
@@ -17,12 +18,12 @@ def test_info_answers_during_inference(url: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(ask_mask, url, image, LONG, 120) for image in ("case0", "case1")]
         answers = 0
-        while not all(answer.done() for answer in running):
+        while answers < ENOUGH and not all(answer.done() for answer in running):  # more would only slow the masks down
             assert requests.get(f"{url}/info/", timeout=30).status_code == 200
             answers += not all(answer.done() for answer in running)
         for answer in running:
             answer.result()
-    assert answers >= 10, f"{answers} answers while two masks were computed; how long each takes: `make benchmark-speed`"
+    assert answers >= ENOUGH, f"{answers} answers while two masks were computed; how long each takes: `make benchmark-speed`"
 
 
 def test_concurrent_masks_equal_sequential_ones(url: str) -> None:

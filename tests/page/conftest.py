@@ -87,8 +87,15 @@ def blob_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def reader(browser: Browser, server: Server) -> Iterator[Reader]:
-    """Somebody called ann at the page of `server`, in a browser that knows nothing else."""
+@pytest.fixture(scope="module")
+def window(browser: Browser, server: Server) -> Iterator[Reader]:
+    """A window on `server`: the script of the page is compiled once for all tests of a file, which takes longer than most of them."""
     with Reader(browser, server.url) as at_page:
         yield at_page
+
+
+@pytest.fixture
+def reader(window: Reader) -> Iterator[Reader]:
+    """Somebody called ann at the page of `server`, in a browser that knows nothing else."""
+    yield window
+    window.leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,11 +12,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 LIMIT_MS = 60_000
 DRAW_LIMIT_S = 10
 MOST_TABS = 40
+LAST, MOST_SHOWN = 8, 120  # requests that a failure tells, and characters of each
 LAPTOP = (1366, 768)
 UPRIGHT = (1080, 1920)
 
@@ -39,7 +41,8 @@ class Reader:
         self.page: Page = self._context.new_page()
         self.hosts: set[str | None] = set()
         self.faults: list[str] = []
-        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+        self.last_requests: deque[str] = deque(maxlen=LAST)
+        self.page.on("request", self._note)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", lambda said: self.faults.append(said.text) if "Content Security Policy" in said.text else None)
 
@@ -49,8 +52,32 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._context.close()
         if kind is None:
-            assert self.faults == [], "the page has thrown, or broke its own policy"
-            assert self.hosts <= {"127.0.0.1", None, ""}, "the page asked another machine for something"
+            self._check()
+
+    def leave(self) -> None:
+        """Leaves the page, and forgets everything that it has stored: the next one opens as in a browser that was never here."""
+        try:
+            self._check()
+        finally:
+            self.page.unroute_all(behavior="ignoreErrors")
+            self.page.goto(f"{self.url}/tagging/js/api.js")  # shown as text: nothing runs that could store something again
+            self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            self.faults.clear()
+            self.hosts.clear()
+
+    def state(self) -> str:
+        """What there is to know about the page, for the message of a test that fails."""
+        texts = {name: self.text(name) for name in ("case-name", "slice-text", "status", "saved", "loading")}
+        focus = self.page.evaluate("document.activeElement.outerHTML.slice(0, 80)")
+        return f"the page says {texts}, {focus!r} has the focus, it threw {self.faults}, its last requests were {list(self.last_requests)}"
+
+    def _note(self, request: Request) -> None:
+        self.hosts.add(urlsplit(request.url).hostname)
+        self.last_requests.append(f"{request.method} {request.url}"[:MOST_SHOWN])
+
+    def _check(self) -> None:
+        assert self.faults == [], "the page has thrown, or broke its own policy"
+        assert self.hosts <= {"127.0.0.1", None, ""}, "the page asked another machine for something"
 
     def open(self, image: str | None = None, **query: str) -> Reader:
         """Opens the page, at a case if one is named, and waits until it is shown."""
@@ -146,10 +173,12 @@ class Reader:
             assert time.monotonic() < deadline, "nothing is drawn in the middle"
 
     def grey(self, across: float = 0.5, down: float = 0.5) -> int:
-        """Grey value at a place of the image area, given as shares of its width and height."""
-        shown = self.picture()
-        rows, columns = shown.shape[:2]
-        red, green, blue = shown[int(down * rows), int(across * columns)]
+        """Grey value at a place of the image area, given as shares of its width and height; of that pixel alone, which is quick."""
+        box = self.page.locator("#stage").bounding_box()
+        assert box is not None
+        place = {"x": int(box["x"] + across * box["width"]), "y": int(box["y"] + down * box["height"]), "width": 1, "height": 1}
+        shot = self.page.screenshot(clip=place)  # type: ignore[arg-type]
+        red, green, blue = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)[0, 0]
         assert max(red, green, blue) - min(red, green, blue) <= 2, "something coloured lies over the image"
         return int(green)
 

@@ -77,7 +77,17 @@ def waits_for(reader: Reader, condition: Callable[[], bool], what: str) -> None:
         if condition():
             return
         reader.page.wait_for_timeout(20)
-    raise AssertionError(f"waited in vain for {what}")
+    raise AssertionError(f"waited in vain for {what}; {reader.state()}")
+
+
+@pytest.fixture
+def reader(reader: Reader) -> Reader:
+    """Somebody whose requests can be held: all go through the test from the start.
+
+    Where that begins on a page that is open already, a request at that moment may pass by it unseen, and is waited for in vain.
+    """
+    reader.page.route("**/nothing", lambda route: route.fallback())
+    return reader
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from tests.tiny_networks import tiny_inputs, tiny_saliency_model
 MODES = sorted(METHODS)
 WITHOUT_UNET = ("grad_cam", "gradient", "intensity", "layer_cam")
 WITHOUT_NOISE = ("grad_cam", "intensity", "layer_cam")
+GUIDED = ("parallel", "reference")  # by `guidance_scale`
 FAST = SaliencySettings(noise_levels=(0.4, 0.7), num_denoising_steps=3, cg_diff_num_steps=4)
 
 
@@ -46,8 +47,7 @@ def test_range_shape_and_background(mode: Any) -> None:
     assert (maps[inputs.slices[:, 0] <= -0.95] == 0).all()
 
 
-@pytest.mark.parametrize("guidance_scale", [0.0, 20.0])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "guidance_scale"), [*((mode, 0.0) for mode in MODES), *((mode, 20.0) for mode in GUIDED)])
 def test_slice_alone_equals_the_slice_in_any_batch_and_order(mode: Any, guidance_scale: float) -> None:
     model, inputs = lively_model(), tiny_inputs(4)
     settings = FAST.replace(mode=mode, guidance_scale=guidance_scale, noise_levels=(0.6,), num_draws=1)

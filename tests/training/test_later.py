@@ -26,6 +26,7 @@ from app_cdm.training.teacher import student_probabilities
 from tests.training.synthetic import tiny_settings, write_blob_study
 
 SHORT = OptimizerSettings(num_steps=30, batch_size=8, num_warmup_steps=2, learning_rate=3e-3, ema_decay=0.9, mixed_precision=False)
+BRIEF = SHORT.replace(num_steps=4)  # where all that matters is that something was trained
 ALL = ("classifier", "diffusion", "cldf", "student")
 
 
@@ -131,15 +132,16 @@ def test_networks_that_stay_are_not_shown_slices_cut_otherwise(run_folder: Path,
 
 
 def test_new_diffusion_weights_drop_what_was_made_for_the_old(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
-    model = train([folder], settings(), tmp_path, progress=False, initial_model=run_folder / "model", stages=("classifier", "diffusion"))
+    brief = settings().replace(classifier=BRIEF, diffusion=BRIEF)
+    model = train([folder], brief, tmp_path, progress=False, initial_model=run_folder / "model", stages=("classifier", "diffusion"))
     assert CDMPipeline.from_pretrained(model).methods == ("cdm_saliency",)
 
 
 def test_either_of_the_first_stages_is_trained_alone(run_folder: Path, folder: TaggedFolder, tmp_path: Path) -> None:
-    before = CDMPipeline.from_pretrained(run_folder / "model")
+    before, brief = CDMPipeline.from_pretrained(run_folder / "model"), settings().replace(classifier=BRIEF, diffusion=BRIEF)
     kept = {"diffusion": ("classifier", "unet", ("cdm_saliency",)), "classifier": ("unet", "classifier", before.methods)}
     for stage, (other, network, methods) in kept.items():
-        trained = train([folder], settings(), tmp_path / stage, progress=False, initial_model=run_folder / "model", stages=(stage,))
+        trained = train([folder], brief, tmp_path / stage, progress=False, initial_model=run_folder / "model", stages=(stage,))
         after = CDMPipeline.from_pretrained(trained)
         assert weights_of(after, other) == weights_of(before, other)
         assert weights_of(after, network) != weights_of(before, network)

@@ -17,7 +17,7 @@ from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.checkpoint import load_checkpoint
 from app_cdm.training.optimization import OptimizerSettings
 from app_cdm.training.team import Team
-from tests.launchers import ACCELERATE, TORCHRUN
+from tests.launchers import TORCHRUN, run_both
 from tests.training.synthetic import tiny_settings, write_blob_study
 from tests.training.team_process import NAMES, run
 
@@ -38,7 +38,7 @@ def launch(*command: str) -> None:
 def teams(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight steps of two processes, each of which writes a file with its rank: that there are two of them is part of what is tested."""
     folder = tmp_path_factory.mktemp("team")
-    launch(*ACCELERATE, "tests.training.team_process", str(folder), str(STEPS))
+    run_both("tests.training.team_process", [str(folder), str(STEPS)], ROOT, tmp_path_factory.mktemp("log") / "log", LAUNCH_LIMIT_S)
     return folder
 
 
