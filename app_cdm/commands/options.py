@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -55,7 +56,7 @@ def tagged_folders(options: argparse.Namespace) -> list[TaggedFolder]:
 def add_model(parser: argparse.ArgumentParser, with_method: bool = True) -> None:
     """`--model`, `--device`, `--set` and, where it is to be chosen, `--method`."""
     parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N for GPU N (default: %(default)s)")
+    add_device(parser)
     if with_method:
         parser.add_argument("--method", choices=get_args(Method), help="default: the most accurate one that the model is trained for")
     parser.add_argument(
@@ -67,15 +68,36 @@ def add_model(parser: argparse.ArgumentParser, with_method: bool = True) -> None
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`; `choose_device` reads it."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N for GPU N (default: %(default)s)")
+
+
+def choose_device(name: str) -> str:
+    """The torch device that `--device` means: `auto` is a GPU where there is one.
+
+    Raises:
+        ValueError: it is none of those, or the GPU is not there.
+    """
+    asked = re.fullmatch(r"auto|cpu|cuda(?::([0-9]+))?", name)
+    if asked is None:
+        raise ValueError(f"--device {name}: must be auto, cpu, cuda, or cuda:N for GPU N")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this machine has no usable GPU; leave it out or say cpu")
+    if asked[1] is not None and int(asked[1]) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return name
+
+
 def load_model(options: argparse.Namespace) -> tuple[CDMPipeline, SegmentationSettings]:
     """The pipeline on its device, and its default settings with what `--set` changes.
 
     Raises:
         ValueError: a setting is unknown or not allowed, or the device is not there.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: this machine has no usable GPU; leave it out or say cpu")
+    device = choose_device(options.device)
     disable_progress_bar()  # of loading; the commands show their own
     pipeline = CDMPipeline.from_pretrained(options.model)
     pipeline.to(device)

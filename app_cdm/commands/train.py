@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from app_cdm.commands.options import add_tagged_folders, tagged_folders
+from app_cdm.commands.options import add_device, add_tagged_folders, choose_device, tagged_folders
 from app_cdm.networks.presets import PRESETS
 from app_cdm.pipeline import CDMPipeline
 from app_cdm.training.run import settings_as_in, train
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--initial-model", type=Path, help="model folder to start from (fine-tuning)")
-    parser.add_argument("--device", default="cpu", help="torch device")
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="run folder; an interrupted run in it is resumed")
     parser.add_argument("--publish", type=Path, help="model folder to replace with the result, in half the size (float16)")
     parser.set_defaults(run=run)
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and prints where the model is."""
-    team, device = join_team(options.device)
+    team, device = join_team(choose_device(options.device))
     folder = train(
         tagged_folders(options),
         _settings(options),

@@ -187,6 +187,7 @@ def test_process_started_by_hand_takes_the_gpu_that_it_is_told(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     taken: list[str] = []
     monkeypatch.setattr(CDMPipeline, "to", lambda self, device: taken.append(device))
     for asked in ("cuda:1", "auto"):
@@ -197,6 +198,41 @@ def test_process_started_by_hand_takes_the_gpu_that_it_is_told(
     with pytest.raises(SystemExit):
         main(["infer", "--help"])
     assert "cuda:N for GPU N" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda:9", 2, "the GPUs here are cuda:0 to cuda:1"),
+        ("cuda:0", 0, "no usable GPU; leave it out or say cpu"),
+        ("gpu", 2, "must be auto, cpu, cuda, or cuda:N"),
+        ("cuda:-1", 2, "must be auto, cpu, cuda, or cuda:N"),
+        ("cuda:0,1", 2, "must be auto, cpu, cuda, or cuda:N"),
+    ],
+)
+@pytest.mark.parametrize("asking", ["infer", "train"])
+def test_device_that_is_not_there_is_said(
+    asking: str,
+    device: str,
+    gpus: int,
+    message: str,
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    (tmp_path / "tags.csv").write_text("image,class,tag\ncase_00,blob,1-2\n")
+    train = ["train", "--images", str(images), "--tags", str(tmp_path / "tags.csv"), "--output", str(tmp_path / "run")]
+    infer_command = command(model, images / "case_00.nii.gz", tmp_path / "masks")
+    assert main([*(train if asking == "train" else infer_command), "--device", device]) == 1
+    error = capsys.readouterr().err
+    assert f"--device {device}: " in error
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_joining_with_overwrite_says_what_it_does_not_do(
