@@ -25,6 +25,7 @@ MIN_PATIENTS = 4
 MIN_HELD_OUT_PATIENTS = 2
 MAX_TRIES = 200
 MEAN = "mean"
+HARDLY_APART_AUC = 0.75  # half-way from chance to perfect
 
 
 class TooFewTagsError(ValueError):
@@ -175,6 +176,23 @@ def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
     """The same with their `mean`; NaN where there are none."""
     own = {name: value for name, value in scores.items() if name != MEAN}
     return {**own, MEAN: float(np.mean(list(own.values()))) if own else float("nan")}
+
+
+def hardly_told_apart(scores: Mapping[str, float]) -> dict[str, float]:
+    """Classes of which a model hardly knows on which held-out slices they are, and the lower AUC of their gate and map.
+
+    Such a model has learned something else than the class, or nothing, and its masks may lie anywhere. The reverse does not hold: what
+    always comes with a class tells slices apart as well as the class itself.
+
+    Args:
+        scores: of `held_out_scores`.
+    """
+    lowest: dict[str, float] = {}
+    for key, auc in scores.items():
+        _, is_of_class, name = key.partition("/")
+        if is_of_class:
+            lowest[name] = min(auc, lowest.get(name, 1.0))
+    return {name: auc for name, auc in lowest.items() if auc < HARDLY_APART_AUC}
 
 
 def _gate_scores(pipeline: CDMPipeline, data: TaggedSlices, of_classifier: np.ndarray, of_maps: np.ndarray | None) -> np.ndarray:

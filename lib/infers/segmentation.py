@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from app_cdm.config import Method, SettingsError
 from app_cdm.data.volume import Volume, VolumeError, read_volume, write_map, write_mask
 from app_cdm.pipeline import CDMPipeline, Segmentation
+from app_cdm.training.held_out import hardly_told_apart
 from lib.configs.segmentation import InferRequest, option_table, read_device, read_request
 from lib.models import METHODS, ModelMissingError, ModelStore
 from lib.plain import plain
@@ -93,7 +94,7 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
             "type": self.type,
             "labels": label_numbers(pipeline),
             "dimension": self.dimension,
-            "description": self.description,
+            "description": self.description + "".join(f"; {text}" for text in warnings_of(pipeline)),
             "config": option_table(pipeline.settings_for(self._method), torch.cuda.is_available()),
         }
 
@@ -144,6 +145,8 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
             waited_s = time.perf_counter() - start - read_s
             result = _segment(pipeline, volume, options)
         reply = describe(result, options, label_numbers(pipeline))
+        if warnings := warnings_of(pipeline, options.class_names):
+            reply["warnings"] = warnings
         reply["device"] = self._models.device(options.device)
         reply["timings"] |= {"read": read_s, "waited": waited_s, "request": time.perf_counter() - start}
         return Segmented(volume, options, result, reply, extension)
@@ -183,6 +186,23 @@ def map_tag(kind: str, class_name: str) -> str:
     digest = hashlib.sha256(class_name.encode()).hexdigest()[:DIGEST_LENGTH]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", tag)[: MAX_TAG_LENGTH - 1 - DIGEST_LENGTH]
     return f"{readable}_{digest}"
+
+
+def warnings_of(pipeline: CDMPipeline, class_names: Collection[str] | None = None) -> list[str]:
+    """What users of a model must know of its masks: classes that it hardly knows, by the held-out tags of its training.
+
+    Args:
+        pipeline: the model.
+        class_names: that are asked for; all of the model by default.
+    """
+    recorded = dict(pipeline.config.training).get("held_out")
+    scores = {key: value for key, value in (recorded if isinstance(recorded, Mapping) else {}).items() if isinstance(value, (int, float))}
+    asked = pipeline.class_names if class_names is None else class_names
+    return [
+        f"masks of {name} may lie anywhere: held-out slices with and without it are hardly told apart (AUC {auc:.2f})"
+        for name, auc in hardly_told_apart(scores).items()
+        if name in asked
+    ]
 
 
 def label_numbers(pipeline: CDMPipeline) -> dict[str, int]:

@@ -23,7 +23,7 @@ from app_cdm.config import SettingsError
 from app_cdm.data.tags import TagTable
 from app_cdm.data.volume import VolumeError
 from app_cdm.pipeline import CDMPipeline
-from app_cdm.training.held_out import TooFewTagsError, missing_tags
+from app_cdm.training.held_out import TooFewTagsError, hardly_told_apart, missing_tags
 from app_cdm.training.retrain import Candidate, RetrainSettings, retrain
 from app_cdm.training.settings import TrainSettings
 from app_cdm.training.stage import FIRST_STAGES
@@ -170,7 +170,7 @@ class WeakLabel(TrainTask):  # type: ignore[misc]  # monailabel ships no types
             writer.end("kept back", message, scores=scores)
         else:
             version = versions.publish(candidate.folder, CDMPipeline.from_pretrained(candidate.folder).model_version)
-            writer.end("published", f"version {version} is in service: {_compared(candidate)}", version, scores)
+            writer.end("published", f"version {version} is in service: {_compared(candidate)}{_doubts(candidate)}", version, scores)
             for logs in run_folder.rglob("tensorboard"):
                 shutil.copytree(logs, self.folder / "tensorboard" / version, dirs_exist_ok=True)
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -242,6 +242,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.RequestException):
         return f"{explain(error)}; no tag is lost: train again once it does"
     return f"{type(error).__name__}: {error}"
+
+
+def _doubts(candidate: Candidate) -> str:
+    """Of which classes the masks are not to be trusted, and what helps."""
+    found = hardly_told_apart(candidate.scores)
+    if not found:
+        return ""
+    named = ", ".join(f"{name} (AUC {auc:.2f})" for name, auc in found.items())
+    return f"; slices with and without {named} are hardly told apart, so masks may lie anywhere: look before you use them, tag more slices"
 
 
 def _compared(candidate: Candidate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from app_cdm.data.volume import read_volume
+from app_cdm.pipeline import CDMPipeline
 from lib.datastore import FolderDatastore
 from lib.infers import segmentation
-from lib.infers.segmentation import SegmentationTask, map_tag
+from lib.infers.segmentation import SegmentationTask, map_tag, warnings_of
 from lib.models import ModelStore
 from lib.options import AppOptions
 from lib.server.checks import check_tag
@@ -57,6 +59,26 @@ def test_maps_of_all_classes_are_kept_apart(task: SegmentationTask, datastore: F
     maps = [read_volume(datastore.get_label_uri("case", item["tag"])).array for item in stored]
     assert not any(np.array_equal(one, other) for number, one in enumerate(maps) for other in maps[:number])
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_masks_of_a_class_that_is_hardly_known_come_with_a_warning(datastore: FolderDatastore, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "models" / "tiny")
+    index = json.loads((folder / "model_index.json").read_text())
+    scores = {"gate/edema": 0.98, "map/edema": 0.81, "gate/tumor": 0.9, "map/tumor": 0.4971, "mean": 0.8}
+    (folder / "model_index.json").write_text(json.dumps(index | {"training": {"held_out": scores}}))
+    task = SegmentationTask("student", ModelStore(AppOptions(tmp_path / "models", device="cpu")), datastore)
+    warning = "masks of tumor may lie anywhere: held-out slices with and without it are hardly told apart (AUC 0.50)"
+    for prompt, expected in (([], [warning]), ([2], [warning]), ([1], None)):
+        file, reply = task(request(datastore, label_prompt=prompt))
+        Path(file).unlink()
+        assert reply.get("warnings") == expected
+    assert task.info()["description"].endswith(f"not a medical device; {warning}")
+
+
+@pytest.mark.parametrize("record", [{}, {"held_out": {"mean": 0.2}}, {"held_out": [1]}, {"held_out": {"map/tumor": None}}])
+def test_a_model_that_says_nothing_of_held_out_tags_brings_no_warning(record: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "tiny")
+    assert not warnings_of(CDMPipeline.from_pretrained(folder).with_networks(training=record))
 
 
 @pytest.mark.parametrize("name", ["tumor", "a_b", "grade-3", "v1.2", "x" * 55])

@@ -105,6 +105,14 @@ def test_what_is_not_worse_is_published(options: AppOptions, book: TagBook, monk
     assert train(options, book, monkeypatch, {"gate/tumor": 0.8})["state"] == "published"
 
 
+def test_classes_that_are_hardly_known_are_named(options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = train(options, book, monkeypatch, {"gate/tumor": 0.9, "map/tumor": 0.8})
+    assert "hardly" not in known["message"]
+    guessed = train(options, book, monkeypatch, {"gate/tumor": 0.9, "map/tumor": 0.4971})
+    assert guessed["state"] == "published"
+    assert "slices with and without tumor (AUC 0.50) are hardly told apart, so masks may lie anywhere" in guessed["message"]
+
+
 def test_other_patients_are_another_run(options: AppOptions, book: TagBook, monkeypatch: pytest.MonkeyPatch) -> None:
     """They change who is held out: a run that was stopped could not be resumed, and no viewer can delete its folder."""
     book.write({"case0": {"tumor": False}}, "ann", "manual")
