@@ -94,7 +94,7 @@ class SegmentationTask(InferTask):  # type: ignore[misc]  # monailabel ships no 
             "type": self.type,
             "labels": label_numbers(pipeline),
             "dimension": self.dimension,
-            "description": self.description + "".join(f"; {text}" for text in warnings_of(pipeline)),
+            "description": self.description + "".join(f"; {name}: {text}" for name, text in warnings_of(pipeline).items()),
             "config": option_table(pipeline.settings_for(self._method), torch.cuda.is_available()),
         }
 
@@ -188,8 +188,8 @@ def map_tag(kind: str, class_name: str) -> str:
     return f"{readable}_{digest}"
 
 
-def warnings_of(pipeline: CDMPipeline, class_names: Collection[str] | None = None) -> list[str]:
-    """What users of a model must know of its masks: classes that it hardly knows, by the held-out tags of its training.
+def warnings_of(pipeline: CDMPipeline, class_names: Collection[str] | None = None) -> dict[str, str]:
+    """Class -> what users must know of its masks: classes that a model hardly knows, by the held-out tags of its training.
 
     Args:
         pipeline: the model.
@@ -198,11 +198,11 @@ def warnings_of(pipeline: CDMPipeline, class_names: Collection[str] | None = Non
     recorded = dict(pipeline.config.training).get("held_out")
     scores = {key: value for key, value in (recorded if isinstance(recorded, Mapping) else {}).items() if isinstance(value, (int, float))}
     asked = pipeline.class_names if class_names is None else class_names
-    return [
-        f"masks of {name} may lie anywhere: held-out slices with and without it are hardly told apart (AUC {auc:.2f})"
+    return {
+        name: f"masks may lie anywhere (held-out slices hardly told apart, AUC {auc:.2f})"
         for name, auc in hardly_told_apart(scores).items()
         if name in asked
-    ]
+    }
 
 
 def label_numbers(pipeline: CDMPipeline) -> dict[str, int]:

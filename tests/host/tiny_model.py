@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,13 @@ CLASS_NAMES = ("edema", "tumor")
 NETWORKS = NetworkSettings(32, 2, (16, 32), 1, 1, 8, (16, 32))
 
 
-def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHODS, class_names: Sequence[str] = CLASS_NAMES) -> Path:
+def save_tiny_model(
+    folder: Path,
+    seed: int = 0,
+    methods: Sequence[str] = METHODS,
+    class_names: Sequence[str] = CLASS_NAMES,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes the model folder; another seed gives other weights and so another model version."""
     torch.manual_seed(seed)
     # Nothing that an untrained network says looks like anything, so what it says is the mask.
@@ -42,6 +49,7 @@ def save_tiny_model(folder: Path, seed: int = 0, methods: Sequence[str] = METHOD
         description=description.to_dict(),
         pixel_decoder=tiny_decoder(len(class_names)) if "cldf" in methods else None,
         student=tiny_student(len(class_names)) if "student" in methods else None,
+        training=dict(training or {}),
     )
     pipeline.save_pretrained(folder)
     return folder

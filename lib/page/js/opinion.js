@@ -166,7 +166,8 @@ export function describe(opinions, name, slice) {
   const volume = opinion.volumesMl?.[name];
   const marked = volume === undefined ? "" : `, ${volume.toFixed(1)} ml marked`;
   const here = opinion.sliceScores?.[name]?.[slice];
-  return `${name}: ${percent(score)} in the image${marked}\nthis slice: ${percent(here)} (${opinion.model} ${opinion.version})`;
+  const warning = Object.hasOwn(opinion.warnings, name) ? `\nBeware: ${opinion.warnings[name]}` : "";
+  return `${name}: ${percent(score)} in the image${marked}\nthis slice: ${percent(here)} (${opinion.model} ${opinion.version})${warning}`;
 }
 
 /** A probability in whole percent. */

@@ -5,7 +5,7 @@ import { ApiError, ask, download, part, send } from "./api.js";
 /**
  * @typedef {{
  *   id: string | null, model: string, version: string, axis: number,
- *   classScores: Record<string, number>, sliceScores: Record<string, number[]>,
+ *   classScores: Record<string, number>, sliceScores: Record<string, number[]>, warnings: Record<string, string>,
  *   labels: Record<string, number>, volumesMl: Record<string, number>, maps: Record<string, string>, mask: ArrayBuffer | null,
  * }} Opinion
  */
@@ -61,6 +61,7 @@ function scores(reply) {
     axis: reply.slicing_axis,
     classScores: reply.class_scores,
     sliceScores: reply.slice_scores,
+    warnings: reply.warnings ?? {},
   };
 }
 
