@@ -188,11 +188,12 @@ def test_exclusive_classes_are_found_in_the_tags_and_told_apart_from_empty_slice
     few = dict(list(tags.items())[:3])
     further = TaggedFolder.of_files({image: folder.paths[image] for image in few}, TagTable(("large", "small"), few, folder.tags.patients))
     assert not load_tagged_slices(further.paths, further.tags, short.preprocess).has_exclusive_classes  # too few to tell
-    tuned = train([further], short, tmp_path / "tuned", progress=False, initial_model=tmp_path / "kinds" / "model", stages=("classifier",))
+    brief = settings().replace(classifier=BRIEF, student=StudentSettings(channels=(8, 16), num_rounds=1, optimizer=BRIEF))
+    tuned = train([further], brief, tmp_path / "tuned", progress=False, initial_model=tmp_path / "kinds" / "model", stages=("classifier",))
     assert CDMPipeline.from_pretrained(tuned).description.exclusive_classes
     image = next(iter(few))
     few[image] = dict.fromkeys(("large", "small"), by_image[image])
     met = TaggedFolder.of_files(further.paths, TagTable(("large", "small"), few, folder.tags.patients))
     for stages in (("classifier",), ("student",)):
-        tuned = train([met], short, tmp_path / stages[0], progress=False, initial_model=tmp_path / "kinds" / "model", stages=stages)
+        tuned = train([met], brief, tmp_path / stages[0], progress=False, initial_model=tmp_path / "kinds" / "model", stages=stages)
         assert not CDMPipeline.from_pretrained(tuned).description.exclusive_classes

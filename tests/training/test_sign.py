@@ -48,7 +48,7 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Slices with targets of one kind, a model of them, and the sign that it should find."""
     value, sign = request.param
     data = slices_with(value)
-    return data, trained(data, tmp_path_factory.mktemp("sign"), 150), sign
+    return data, trained(data, tmp_path_factory.mktemp("sign"), 80), sign
 
 
 def test_sign_of_the_target_is_found(learned: tuple[TaggedSlices, SaliencyModel, str]) -> None:
